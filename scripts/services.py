@@ -1,0 +1,186 @@
+"""The real programs that the tests talk to: where they are, and how to get the ones that are missing.
+
+`python -m scripts.services` gets what is missing and says what cannot be had; `--list` only looks. On Debian nothing
+is asked: packages with many libraries are installed (as root), the others are unpacked into a cache outside the
+repository, so that no daemon of theirs starts on a standard port. Elsewhere one line says what is missing and how to
+get it.
+Exit status: 0, or 1 under CI=true when something is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+APT_SECONDS_MAX = 600  # the largest package set (chromium, about 100 MB of archives) over a slow line
+
+
+class ServiceError(Exception):
+    """A program that the tests need is not here and cannot be had; the message says which and how to get it."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One program: the names it goes by, what needs it, and how to get it on Debian."""
+
+    name: str
+    executables: tuple[str, ...]
+    needed_by: str
+    packages: tuple[str, ...]
+    fetch: Callable[[Service], None]
+
+    def locate(self) -> Path | None:
+        """Return the program in PATH, else in the cache, else None."""
+        for executable in self.executables:
+            if found := shutil.which(executable):
+                return Path(found)
+            cached = cache_folder() / self.name / "usr" / "bin" / executable
+            if os.access(cached, os.X_OK):
+                return cached
+        return None
+
+    def missing(self) -> str:
+        """Say in one line what is missing, for what, and how to get it."""
+        return (
+            f"{self.name} is missing (needed by {self.needed_by}): no {' or '.join(self.executables)} in PATH or in "
+            f"{cache_folder()}; on Debian, run as root: apt-get install {' '.join(self.packages)}"
+        )
+
+
+def cache_folder() -> Path:
+    """Return the folder of unpacked services: $NANTUCKET_SERVICES, else nantucket/services in the user's cache."""
+    if chosen := os.environ.get("NANTUCKET_SERVICES"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nantucket" / "services"
+
+
+def install(service: Service) -> None:
+    """Install the packages with their libraries; on Debian as root only."""
+    if not on_debian() or os.geteuid() != 0:
+        raise ServiceError(service.missing())
+    _with_fresh_lists(["apt-get", "install", "--yes", "--quiet=2", "--no-install-recommends", *service.packages])
+
+
+def unpack(service: Service) -> None:
+    """Unpack the packages, without their daemons and dependencies, into the cache; on Debian, root or not."""
+    if not on_debian():
+        raise ServiceError(service.missing())
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f"{service.name}-") as scratch:
+        root = Path(scratch) / "root"
+        root.mkdir()
+        _with_fresh_lists(["apt-get", "download", "--quiet=2", *service.packages], folder=Path(scratch))
+        for archive in sorted(Path(scratch).glob("*.deb")):
+            _run(["dpkg", "-x", str(archive), str(root)])
+        target = cache_folder() / service.name
+        shutil.rmtree(target, ignore_errors=True)  # what an older run left behind without the program in it
+        root.rename(target)
+
+
+def on_debian() -> bool:
+    """Return whether this machine has Debian's packages."""
+    return Path("/etc/debian_version").exists() and shutil.which("apt-get") is not None
+
+
+def _with_fresh_lists(command: list[str], folder: Path | None = None) -> None:
+    """Run apt-get; if it fails, as it does with an old package list, update the list and run it again."""
+    try:
+        _run(command, folder)
+    except ServiceError:
+        if os.geteuid() != 0:
+            raise
+        _run(["apt-get", "update", "--quiet=2"])
+        _run(command, folder)
+
+
+def _run(command: list[str], folder: Path | None = None) -> None:
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=APT_SECONDS_MAX, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServiceError(f"`{' '.join(command)}` did not run to its end: {error}") from error
+    if done.returncode != 0:
+        last_lines = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+        raise ServiceError(f"`{' '.join(command)}` failed with exit status {done.returncode}: {last_lines}")
+
+
+SERVICES: tuple[Service, ...] = (
+    Service(
+        name="cc",
+        executables=("cc", "gcc", "clang"),
+        needed_by="the NVML tests, which compile a fake driver library",
+        packages=("gcc", "libc6-dev"),
+        fetch=install,
+    ),
+    Service(
+        name="chromium",
+        executables=("chromium", "chromium-browser", "google-chrome"),
+        needed_by="the tests of the live page",
+        packages=("chromium", "fonts-dejavu-core"),
+        fetch=install,
+    ),
+    Service(
+        name="prometheus",
+        executables=("prometheus",),
+        needed_by="`nantucket bench page --peer prometheus`",
+        packages=("prometheus",),
+        fetch=unpack,
+    ),
+    Service(
+        name="alertmanager",
+        executables=("prometheus-alertmanager", "alertmanager"),
+        needed_by="`nantucket bench page --peer prometheus`",
+        packages=("prometheus-alertmanager",),
+        fetch=unpack,
+    ),
+)
+
+
+def service(name: str) -> Service:
+    """Return the service of that name."""
+    for known in SERVICES:
+        if known.name == name:
+            return known
+    raise ServiceError(f"no service is called {name!r}; known are {', '.join(known.name for known in SERVICES)}")
+
+
+def ensure(wanted: Service) -> Path:
+    """Return where the program is, getting it first where it is missing."""
+    if (here := wanted.locate()) is not None:
+        return here
+    print(f"getting {wanted.name} ({' '.join(wanted.packages)})", file=sys.stderr)
+    wanted.fetch(wanted)
+    if (here := wanted.locate()) is None:
+        raise ServiceError(f"{wanted.missing()} (the packages came, the program was not in them)")
+    return here
+
+
+def main() -> int:
+    """Get every service, or with --list say where each one is."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.services", description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="only say where each program is, and get nothing")
+    only_list = parser.parse_args().list
+    missing = []
+    for known in SERVICES:
+        if only_list:
+            print(f"{known.name}: {known.locate() or known.missing()}")
+            continue
+        try:
+            ensure(known)
+        except ServiceError as error:
+            missing.append(f"not available: {known.name}: {error}")
+    print("\n".join(missing), end="\n" if missing else "", file=sys.stderr)
+    return 1 if missing and os.environ.get("CI") == "true" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
