@@ -1,0 +1,89 @@
+"""What can go wrong on the bus.
+
+::
+
+    BusError
+    ├── FrameError              bytes that are no frame; ``reason`` is also the metric label
+    ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
+    ├── BusClosed               used before it was opened or after it was closed
+    ├── UnsuitableFolder        a folder on which the embedded log must not stand
+    ├── UnknownBus              a bus URL of no known kind
+    └── OffsetGone              what was asked for is older than what the log keeps
+"""
+
+from enum import StrEnum
+
+
+class FrameFault(StrEnum):
+    """Why bytes were refused as a frame. Every value is a metric label and starts at zero."""
+
+    TOO_SHORT = "too_short"
+    TOO_LARGE = "too_large"
+    NOT_A_FRAME = "not_a_frame"
+    CHECKSUM = "checksum"
+    UNKNOWN_SCHEMA = "unknown_schema"
+    WRONG_TOPIC = "wrong_topic"
+    BAD_MANIFEST = "bad_manifest"
+    BAD_BATCH = "bad_batch"
+    COMPRESSED = "compressed"
+    TOO_MANY_ROWS = "too_many_rows"
+    ROWS_DISAGREE = "rows_disagree"
+    REQUIRED_NULL = "required_null"
+    STRING_TOO_LONG = "string_too_long"
+    OUT_OF_WINDOW = "out_of_window"
+
+
+class BusError(Exception):
+    """Anything that the bus refuses or cannot do."""
+
+    retryable = False
+
+
+class FrameError(BusError):
+    """Bytes that are no frame, or a frame that breaks its schema."""
+
+    def __init__(self, reason: FrameFault, message: str) -> None:
+        super().__init__(f"{reason.value}: {message}")
+        self.reason = reason
+
+
+class BusUnavailable(BusError):
+    """The log cannot be reached or written just now; the same call may succeed later."""
+
+    retryable = True
+
+    def __init__(self, url: str, action: str, cause: BaseException) -> None:
+        super().__init__(f"the bus {url} could not {action}: {cause}. Nothing was acknowledged; try again.")
+        self.url = url
+
+
+class BusClosed(BusError):
+    """The bus was used before it was opened or after it was closed."""
+
+    def __init__(self, url: str, action: str) -> None:
+        super().__init__(f"cannot {action}: the bus {url} is not open; use it inside 'async with'.")
+
+
+class UnsuitableFolder(BusError):
+    """The embedded log must not stand in this folder."""
+
+    def __init__(self, folder: str, filesystem: str) -> None:
+        super().__init__(
+            f"the bus folder {folder} is on a network file system ({filesystem}), where SQLite's write-ahead log loses data: "
+            "expected a local disk. Set the bus to file:///a/local/folder, or to kafka://... for several machines."
+        )
+
+
+class UnknownBus(BusError):
+    """A bus URL of no known kind."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"the bus URL {url!r} is not understood: expected file:///FOLDER.")
+
+
+class OffsetGone(BusError):
+    """What was asked for is older than what the log keeps."""
+
+    def __init__(self, topic: str, offset: int, earliest: int) -> None:
+        super().__init__(f"offset {offset} of {topic} is no longer kept: the earliest is {earliest}. Start at earliest instead.")
+        self.earliest = earliest

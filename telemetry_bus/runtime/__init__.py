@@ -1,0 +1,1 @@
+"""What every role stands on: the clock, the life of a service, the log."""
