@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 WEB := dashboards/web
 # npm and every script that it starts use the Node of the virtual environment, whatever the system has.
 NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix $(WEB)
+BENCH ?= page --peer prometheus
 WEB_SOURCES := $(shell find $(WEB) -type f -not -path '*/node_modules/*' -not -path '*/dist/*' 2>/dev/null)
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet \
 	--custom-compile-command 'make lock'
@@ -35,8 +36,8 @@ check: setup-dev ## lint, types, imports and generated files; changes nothing
 	$(NPM) run typecheck
 	$(BIN)/python -m scripts.make_docs --check
 
-bench: setup ## the measurements that the documentation quotes (BENCH=page for one of them)
-	$(BIN)/nantucket bench $(or $(BENCH),page) --json
+bench: setup services ## the measurement that the documentation quotes (another: BENCH='NAME --option ...')
+	$(BIN)/nantucket bench $(BENCH) --json
 
 docs: setup-dev ## write the generated pages of docs/ anew
 	$(BIN)/python -m scripts.make_docs
