@@ -1,7 +1,15 @@
 """The telemetry bus: frames, the log that carries them, and the one language that every role speaks."""
 
 from telemetry_bus.bus import AtOffset, AtTime, Bus, Earliest, Latest, Record, Start, Subscription, open_bus
-from telemetry_bus.errors import BusClosed, BusError, BusUnavailable, FrameError, FrameFault, OffsetGone, UnknownBus, UnsuitableFolder
+from telemetry_bus.errors import (
+    BusClosed,
+    BusError,
+    BusUnavailable,
+    FrameError,
+    FrameFault,
+    UnknownBus,
+    UnsuitableFolder,
+)
 from telemetry_bus.findings import Cause, Finding, FindingKind, finding_id, findings_frame, findings_in
 from telemetry_bus.frames import Frame, FrameMaker, Run, decode, encode, merge
 from telemetry_bus.intake import Intake, Refusal, Taken
@@ -31,7 +39,6 @@ __all__ = [
     "FrameMaker",
     "Intake",
     "Latest",
-    "OffsetGone",
     "Record",
     "Refusal",
     "Run",

@@ -47,7 +47,7 @@ class AtTime:
 class AtOffset:
     """Start at the first record whose offset is ``offset`` or more (partition 0, or each of ``partitions``).
 
-    What is older than the log keeps is skipped, and the subscription's ``skipped`` says so.
+    What is older than the log keeps cannot be had: reading begins at the oldest, and the ledger counts the hole.
     """
 
     offset: int = 0
@@ -107,7 +107,7 @@ class Bus(Protocol):
 
 def open_bus(url: str, clock: Clock) -> Bus:
     """The bus behind ``url``: ``file:///FOLDER`` is the embedded log. Open it with ``async with``."""
-    from telemetry_bus.embedded import EmbeddedBus
+    from telemetry_bus.embedded import EmbeddedBus  # noqa: PLC0415  a role on another bus need not load SQLite
 
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:

@@ -7,8 +7,7 @@
     ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
     ├── BusClosed               used before it was opened or after it was closed
     ├── UnsuitableFolder        a folder on which the embedded log must not stand
-    ├── UnknownBus              a bus URL of no known kind
-    └── OffsetGone              what was asked for is older than what the log keeps
+    └── UnknownBus              a bus URL of no known kind
 """
 
 from enum import StrEnum
@@ -69,8 +68,8 @@ class UnsuitableFolder(BusError):
 
     def __init__(self, folder: str, filesystem: str) -> None:
         super().__init__(
-            f"the bus folder {folder} is on a network file system ({filesystem}), where SQLite's write-ahead log loses data: "
-            "expected a local disk. Set the bus to file:///a/local/folder, or to kafka://... for several machines."
+            f"the bus folder {folder} is on a network file system ({filesystem}), "
+            "where SQLite's write-ahead log loses data: expected a local disk. Set the bus to file:///a/local/folder, or to kafka://... for several machines."
         )
 
 
@@ -79,11 +78,3 @@ class UnknownBus(BusError):
 
     def __init__(self, url: str) -> None:
         super().__init__(f"the bus URL {url!r} is not understood: expected file:///FOLDER.")
-
-
-class OffsetGone(BusError):
-    """What was asked for is older than what the log keeps."""
-
-    def __init__(self, topic: str, offset: int, earliest: int) -> None:
-        super().__init__(f"offset {offset} of {topic} is no longer kept: the earliest is {earliest}. Start at earliest instead.")
-        self.earliest = earliest

@@ -1,6 +1,7 @@
 """A finding: anything that a detector says. It travels as a row of ``finding/1``."""
 
 import json
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -92,13 +93,14 @@ def findings_frame(maker: FrameMaker, findings: Sequence[Finding], now: float) -
         columns[name] = [str(value) for value in columns[name]]
     columns["evidence"] = [dumps(item.evidence) for item in findings]
     columns["causes"] = [
-        dumps([{"cause": c.cause, "confidence": c.confidence, "evidence": c.evidence} for c in item.causes]) for item in findings
+        dumps([{"cause": c.cause, "confidence": c.confidence, "evidence": c.evidence} for c in item.causes])
+        for item in findings
     ]
     return maker.make("finding/1", columns, now)
 
 
 def findings_in(frame: Frame) -> list[Finding]:
-    """The findings of a ``finding/1`` frame. A ``ValueError`` names the row whose kind, state, severity or JSON is unknown."""
+    """The findings of a ``finding/1`` frame. A ``ValueError`` names the row that cannot be read."""
     times, onsets = frame.times().tolist(), frame.times("onset_time").tolist()
     found = []
     for row, values in enumerate(frame.batch.drop_columns(["time", "onset_time"]).to_pylist()):
@@ -112,7 +114,7 @@ def findings_in(frame: Frame) -> list[Finding]:
             raise ValueError(f"row {row} of a finding/1 frame: {error}") from error
         values["message"] = values["message"] or ""
         onset = onsets[row]
-        found.append(Finding(time=times[row], onset_time=None if onset != onset else onset, **values))
+        found.append(Finding(time=times[row], onset_time=None if math.isnan(onset) else onset, **values))
     return found
 
 

@@ -21,7 +21,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -136,7 +136,8 @@ def batch_of(schema_id: str, columns: Mapping[str, Any]) -> pa.RecordBatch:
         raise KeyError(f"{schema_id} has no column {sorted(unknown)}")
     rows = len(next(iter(columns.values()))) if columns else 0
     arrays = [
-        _array(columns[field.name], field.type) if field.name in columns else pa.nulls(rows, field.type) for field in schema
+        _array(columns[field.name], field.type) if field.name in columns else pa.nulls(rows, field.type)
+        for field in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -151,20 +152,24 @@ def _array(values: Any, kind: pa.DataType) -> "pa.Array[Any]":
 
 def micros_of(seconds: Any) -> "pa.Array[Any]":
     """UTC seconds (floats, ``None`` or NaN for absent) as the bus's time type."""
-    raw = np.array([np.nan if s is None else s for s in seconds], dtype=np.float64) if not isinstance(seconds, np.ndarray) else seconds
+    raw = (
+        np.array([np.nan if s is None else s for s in seconds], dtype=np.float64)
+        if not isinstance(seconds, np.ndarray)
+        else seconds
+    )
     absent = ~np.isfinite(raw)
     micros = np.round(np.where(absent, 0.0, raw) * 1e6).astype(np.int64)
     return pa.array(micros, type=pa.int64(), mask=absent).cast(pa.timestamp("us", tz="UTC"))
 
 
 def merge(frames: Sequence[Frame]) -> Frame:
-    """One frame of all rows, in order, with all runs: what a gateway makes of many nodes' frames. Schemas must be equal."""
+    """One frame of all rows and runs, in order: what a gateway makes of many nodes' frames. Schemas must be equal."""
     ids = {frame.schema_id for frame in frames}
     if len(ids) != 1:
         raise ValueError(f"only frames of one schema can be merged, found {sorted(ids)}")
     if len(frames) == 1:
         return frames[0]
-    batch = pa.concat_batches([frame.batch for frame in frames])
+    batch = pa.Table.from_batches([frame.batch for frame in frames]).combine_chunks().to_batches()[0]
     return Frame(frames[0].schema_id, batch, tuple(run for frame in frames for run in frame.manifest))
 
 
@@ -198,7 +203,9 @@ def encode(frame: Frame) -> bytes:
         ]
     )
     if len(rest) + 8 > FRAME_BYTES_MAX:
-        raise FrameError(FrameFault.TOO_LARGE, f"a frame of {len(rest) + 8} bytes; at most {FRAME_BYTES_MAX}: make it of fewer rows")
+        raise FrameError(
+            FrameFault.TOO_LARGE, f"a frame of {len(rest) + 8} bytes; at most {FRAME_BYTES_MAX}: make it of fewer rows"
+        )
     return MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
 
 
@@ -228,9 +235,13 @@ def _decode_head(payload: bytes) -> tuple[str, int, tuple[Run, ...], int]:
     if magic != MAGIC:
         raise FrameError(FrameFault.NOT_A_FRAME, f"begins with {magic!r}; a frame begins with {MAGIC!r}")
     if crc != zlib.crc32(memoryview(payload)[8:]):
-        raise FrameError(FrameFault.CHECKSUM, "the checksum does not fit: the frame was cut short or changed on the way")
+        raise FrameError(
+            FrameFault.CHECKSUM, "the checksum does not fit: the frame was cut short or changed on the way"
+        )
     if not _HEAD.size + id_length <= start <= len(payload) or runs > RUNS_MAX:
-        raise FrameError(FrameFault.BAD_MANIFEST, f"{runs} runs and a batch at byte {start} of {len(payload)} cannot be")
+        raise FrameError(
+            FrameFault.BAD_MANIFEST, f"{runs} runs and a batch at byte {start} of {len(payload)} cannot be"
+        )
     name = payload[_HEAD.size : _HEAD.size + id_length].decode("utf-8", "replace")
     if name not in SCHEMAS:
         raise FrameError(FrameFault.UNKNOWN_SCHEMA, f"schema {name[:64]!r}; known are {', '.join(SCHEMAS)}")
@@ -238,7 +249,7 @@ def _decode_head(payload: bytes) -> tuple[str, int, tuple[Run, ...], int]:
 
 
 def _decode_runs(payload: bytes, at: int, end: int, count: int) -> tuple[Run, ...]:
-    runs = []
+    runs: list[Run] = []
     try:
         for _ in range(count):
             (length,) = struct.unpack_from("<H", payload, at)
@@ -260,7 +271,9 @@ def _decode_batch(payload: bytes, start: int, schema: pa.Schema, columns: int) -
             raise FrameError(FrameFault.BAD_BATCH, f"expected an Arrow record batch, found {message.type}")
         rows, compressed = _peek(message.metadata.to_pybytes())
         if compressed:
-            raise FrameError(FrameFault.COMPRESSED, "the batch is compressed, which could hide its size; expected it plain")
+            raise FrameError(
+                FrameFault.COMPRESSED, "the batch is compressed, which could hide its size; expected it plain"
+            )
         if not 0 <= rows <= FRAME_ROWS_MAX:
             raise FrameError(FrameFault.TOO_MANY_ROWS, f"{rows} rows; a frame has at most {FRAME_ROWS_MAX}")
         known = pa.schema(list(schema)[:columns])
@@ -302,8 +315,13 @@ def _field(buffer: bytes, table: int, index: int) -> int | None:
 def _check_cells(schema_id: str, batch: pa.RecordBatch) -> None:
     for field, column in zip(SCHEMAS[schema_id], batch.columns, strict=True):
         if not field.nullable and column.null_count:
-            raise FrameError(FrameFault.REQUIRED_NULL, f"{column.null_count} rows without {field.name}, which {schema_id} requires")
+            raise FrameError(
+                FrameFault.REQUIRED_NULL, f"{column.null_count} rows without {field.name}, which {schema_id} requires"
+            )
         if pa.types.is_string(field.type) and column.null_count < len(column):
-            longest = pc.max(pc.binary_length(column)).as_py()
+            longest = pc.max(pc.binary_length(cast("pa.StringArray", column))).as_py()
             if longest > STRING_BYTES_MAX:
-                raise FrameError(FrameFault.STRING_TOO_LONG, f"{field.name} has a text of {longest} bytes; at most {STRING_BYTES_MAX}")
+                raise FrameError(
+                    FrameFault.STRING_TOO_LONG,
+                    f"{field.name} has a text of {longest} bytes; at most {STRING_BYTES_MAX}",
+                )

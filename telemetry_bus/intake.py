@@ -78,8 +78,9 @@ class Intake:
             return Taken(record, corrected)
         worst = ahead[~kept][np.argmax(np.abs(ahead[~kept]))]
         message = (
-            f"{int((~kept).sum())} of {frame.rows} rows are outside their window after the clock's offset was taken off: the worst "
-            f"is {worst:+.1f} s from the bus's clock, allowed are -{LATE_SECONDS_MAX:.0f} s to +{FUTURE_SECONDS_MAX:.0f} s"
+            f"{int((~kept).sum())} of {frame.rows} rows are outside their window after the clock's offset was taken off: "
+            f"the worst is {worst:+.1f} s from the bus's clock, "
+            f"allowed are -{LATE_SECONDS_MAX:.0f} s to +{FUTURE_SECONDS_MAX:.0f} s"
         )
         self.refused[FrameFault.OUT_OF_WINDOW] += 1
         refusal = Refusal(record, FrameFault.OUT_OF_WINDOW, message)
@@ -125,4 +126,6 @@ def _starts(frame: Frame) -> list[int]:
 
 def topic_of(schema_id: str) -> Topic:
     """The live topic that carries ``schema_id``."""
-    return next(topic for topic, schemas in TOPIC_SCHEMAS.items() if schema_id in schemas and topic is not Topic.BACKLOG)
+    return next(
+        topic for topic, schemas in TOPIC_SCHEMAS.items() if schema_id in schemas and topic is not Topic.BACKLOG
+    )

@@ -93,7 +93,7 @@ class SourceLedger:
         self.outstanding += len(opened)
 
     def expire(self, now: float) -> None:
-        """Call lost what has been outstanding for :data:`LOST_AFTER_SECONDS`, and forget boots that are silent as long."""
+        """Call lost what is missing for :data:`LOST_AFTER_SECONDS`, and forget boots that are silent as long."""
         for key, count in list(self._counts.items()):
             late = [seq for seq, since in count.holes.items() if now - since >= LOST_AFTER_SECONDS]
             for seq in late:

@@ -40,7 +40,9 @@ def _counter(name: str, meaning: str, arrow: str = "int64") -> Metric:
 
 GPU_METRICS: tuple[Metric, ...] = (
     _gauge("gpu_utilization_percent", "Share of the last sample period in which a kernel ran."),
-    _gauge("memory_copy_utilization_percent", "Share of the last sample period in which device memory was read or written."),
+    _gauge(
+        "memory_copy_utilization_percent", "Share of the last sample period in which device memory was read or written."
+    ),
     _gauge("memory_used_mib", "Device memory in use."),
     _gauge("memory_total_mib", "Device memory in all."),
     _gauge("temperature_celsius", "Temperature of the GPU core."),

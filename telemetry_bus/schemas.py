@@ -12,7 +12,7 @@ import pyarrow as pa
 from telemetry_bus.metric_names import GPU_METRICS
 
 TIME = pa.timestamp("us", tz="UTC")
-_ARROW = {"float": pa.float32(), "double": pa.float64(), "int64": pa.int64()}
+_ARROW: dict[str, pa.DataType] = {"float": pa.float32(), "double": pa.float64(), "int64": pa.int64()}
 
 
 class Scope(StrEnum):
@@ -104,8 +104,8 @@ TRAIN = _schema(
     ("wait_seconds", pa.float64()),
     required=frozenset({"time", "job", "attempt", "rank", "step"}),
 )
-"""``train/1``: one row is one rank at one step. ``nonfinite`` counts gradient elements; ``first_nonfinite`` is the first
-parameter that has one, in the order in which backward produced them."""
+"""``train/1``: one row is one rank at one step. ``nonfinite`` counts gradient elements; ``first_nonfinite`` is the
+first parameter that has one, in the order in which backward produced them."""
 
 METRIC = _schema(
     ("time", TIME),
@@ -167,8 +167,8 @@ FINDING = _schema(
     ("simulated", pa.bool_()),
     required=frozenset({"time", "id", "detector", "kind", "state", "severity", "title", "simulated"}),
 )
-"""``finding/1``: one row is one thing that a detector says. ``time`` is event time. ``id`` is made from what the finding is
-about, so that a detector that reads the log again says it under the same id. ``evidence`` is a JSON object and
+"""``finding/1``: one row is one thing that a detector says. ``time`` is event time. ``id`` is made from what the finding
+is about, so that a detector that reads the log again says it under the same id. ``evidence`` is a JSON object and
 ``causes`` a JSON list of ``{"cause", "confidence", "evidence"}``."""
 
 VERDICT = _schema(

@@ -50,7 +50,9 @@ class ManualClock:
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` (not negative) pass on both clocks."""
         if seconds < 0:
-            raise ValueError(f"time passes forwards: expected seconds >= 0, found {seconds}; use step() for the wall clock")
+            raise ValueError(
+                f"time passes forwards: expected seconds >= 0, found {seconds}; use step() for the wall clock"
+            )
         self._now += seconds
         self._monotonic += seconds
 

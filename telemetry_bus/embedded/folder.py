@@ -1,0 +1,47 @@
+"""Whether a folder can carry the log."""
+
+from pathlib import Path
+
+from telemetry_bus.errors import UnsuitableFolder
+
+NETWORK_FILESYSTEMS = frozenset(
+    {
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "afs",
+        "9p",
+        "glusterfs",
+        "wekafs",
+        "fuse.sshfs",
+        "fuse.glusterfs",
+    }
+)
+"""Where the shared memory of a write-ahead log is not shared, or locks are not kept."""
+
+
+def prepare(folder: Path) -> None:
+    """Make ``folder`` (readable by its owner only) and refuse it if it lies on a network file system."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    kind = filesystem_of(folder.resolve(), Path("/proc/self/mountinfo"))
+    if kind in NETWORK_FILESYSTEMS:
+        raise UnsuitableFolder(str(folder), kind)
+
+
+def filesystem_of(folder: Path, mountinfo: Path) -> str:
+    """The type of the file system that holds ``folder`` as ``mountinfo`` lists it; "" where there is no such list."""
+    if not mountinfo.exists():
+        return ""
+    best, kind = "", ""
+    for line in mountinfo.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount = before.split()[4].encode().decode("unicode_escape")
+        if folder.is_relative_to(mount) and len(mount) >= len(best):
+            best, kind = mount, after.split()[0]
+    return kind

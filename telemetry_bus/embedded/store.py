@@ -1,0 +1,233 @@
+"""The log's tables, in plain blocking calls: what the writer's and the readers' threads do.
+
+SQLite comes with the package (apsw carries a current one) and not from the interpreter, whose old library has a bug
+when several processes reset the write-ahead log. Only this file imports apsw.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import apsw
+
+from telemetry_bus.bus import Record
+from telemetry_bus.errors import BusUnavailable
+from telemetry_bus.topics import Topic
+
+BUSY_SECONDS = 5.0
+"""How long a writer waits for another process's commit (4 ms each) before it says that the bus is away."""
+BATCH_RECORDS = 256
+"""One read: enough to make a thread's hop cheap, short enough that no read transaction holds up a checkpoint."""
+BATCH_BYTES = 4 * 1024 * 1024
+TRIM_RECORDS = 256
+"""Records deleted in one transaction, so that a publish never waits long behind retention."""
+
+_GIB = 1024**3
+_MIB = 1024**2
+_HOUR = 3600.0
+_DAY = 24 * _HOUR
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLimit:
+    """How much of a topic is kept: at most ``bytes`` of payloads, none older than ``age_seconds``."""
+
+    bytes: int
+    age_seconds: float
+
+
+DEFAULT_LIMITS: Mapping[Topic, TopicLimit] = {
+    Topic.GPU: TopicLimit(_GIB, 6 * _HOUR),
+    Topic.TRAIN: TopicLimit(_GIB, 7 * _DAY),
+    Topic.METRICS: TopicLimit(_GIB // 2, 7 * _DAY),
+    Topic.EVENTS: TopicLimit(64 * _MIB, 30 * _DAY),
+    Topic.BACKLOG: TopicLimit(_GIB, _DAY),
+    Topic.TICKS: TopicLimit(64 * _MIB, 7 * _DAY),
+    Topic.FINDINGS: TopicLimit(64 * _MIB, 90 * _DAY),
+    Topic.VERDICTS: TopicLimit(16 * _MIB, 30 * _DAY),
+    Topic.DEAD_LETTER: TopicLimit(64 * _MIB, 7 * _DAY),
+}
+"""A tick weighs 260 bytes: 64 MiB are three days of them. 1,000 GPUs at 1 Hz write some 200 KiB a second: 1 GiB is 1.4
+hours."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS log (
+    offset INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, time REAL NOT NULL, payload BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS log_topic ON log (topic);
+CREATE INDEX IF NOT EXISTS log_time ON log (topic, time);
+CREATE TABLE IF NOT EXISTS sizes (topic TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS positions (
+    reader TEXT NOT NULL, topic TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (reader, topic)) WITHOUT ROWID;
+"""
+
+
+def sqlite_version() -> str:
+    """The version of the SQLite that carries the log."""
+    return str(apsw.sqlite_lib_version())
+
+
+class LogFile:
+    """One connection to the log. It belongs to one thread."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.url = url
+        with self._failing("open"):
+            self._db = apsw.Connection(str(folder / "log.sqlite"))
+            self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
+            self._db.execute(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
+            )
+
+    def create(self) -> None:
+        """Make the tables where they are missing."""
+        with self._failing("create its tables"):
+            self._db.execute(_TABLES)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._db.close()
+
+    def append(self, batch: Sequence[tuple[Topic, Sequence[bytes]]], now: float) -> list[list[int]]:
+        """Write ``batch`` in one durable transaction and return the offsets, shaped like ``batch``."""
+        with self._failing("append"), _Immediate(self._db):
+            return [[self._insert(topic, payload, now) for payload in payloads] for topic, payloads in batch]
+
+    def _insert(self, topic: Topic, payload: bytes, now: float) -> int:
+        self._db.execute("INSERT INTO log (topic, time, payload) VALUES (?, ?, ?)", (topic.value, now, payload))
+        offset = self._db.last_insert_rowid()
+        self._db.execute(
+            "INSERT INTO sizes VALUES (?, ?) ON CONFLICT (topic) DO UPDATE SET bytes = bytes + excluded.bytes",
+            (topic.value, len(payload)),
+        )
+        return offset
+
+    def read(self, topics: Iterable[Topic], cursor: int) -> tuple[list[Record], int]:
+        """Records of ``topics`` from offset ``cursor`` on, in the log's order, and the cursor that follows them.
+
+        Where nothing more is left the cursor is the log's end, so that the next read does not walk over other topics.
+        """
+        end = self.log_end()
+        names = [topic.value for topic in topics]
+        query = (
+            "SELECT offset, topic, time, payload FROM log "
+            f"WHERE offset >= ? AND topic IN ({', '.join('?' * len(names))}) ORDER BY offset LIMIT ?"
+        )
+        records: list[Record] = []
+        size = 0
+        complete = True
+        with self._failing("read"):
+            for offset, topic, time, payload in self._db.execute(query, (cursor, *names, BATCH_RECORDS)):
+                records.append(Record(Topic(topic), 0, offset, time, payload))
+                size += len(payload)
+                if size >= BATCH_BYTES or len(records) == BATCH_RECORDS:
+                    complete = False
+                    break
+        following = records[-1].offset + 1 if records else cursor
+        return records, max(following, end) if complete else following
+
+    def earliest(self, topic: Topic) -> int:
+        """The oldest offset of ``topic``; the end of the log if it holds nothing."""
+        found = self._number("SELECT min(offset) FROM log WHERE topic = ?", topic.value)
+        return self.log_end() if found is None else found
+
+    def at_time(self, topic: Topic, time: float) -> int:
+        """The first offset of ``topic`` appended at ``time`` or later; the end of the log if there is none."""
+        found = self._number("SELECT min(offset) FROM log WHERE topic = ? AND time >= ?", topic.value, time)
+        return self.log_end() if found is None else found
+
+    def end(self, topic: Topic) -> int:
+        """The offset that follows the newest record of ``topic``; 0 if it never had one that is still kept."""
+        found = self._number("SELECT max(offset) FROM log WHERE topic = ?", topic.value)
+        return 0 if found is None else found + 1
+
+    def log_end(self) -> int:
+        """The offset that the next record of any topic will have at least."""
+        return (self._number("SELECT seq FROM sqlite_sequence WHERE name = 'log'") or 0) + 1
+
+    def _number(self, query: str, *values: object) -> int | None:
+        with self._failing("read"):
+            row = self._db.execute(query, values).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
+    def remember(self, reader: str, offsets: Mapping[Topic, int]) -> None:
+        """Store how far ``reader`` has come; it never goes back."""
+        rows = [(reader, topic.value, offset) for topic, offset in offsets.items()]
+        with self._failing("commit an offset"), _Immediate(self._db):
+            self._db.executemany(
+                "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET offset = max(offset, excluded.offset)",
+                rows,
+            )
+
+    def remembered(self, reader: str) -> dict[Topic, int]:
+        """How far ``reader`` has come."""
+        with self._failing("read"):
+            rows = self._db.execute("SELECT topic, offset FROM positions WHERE reader = ?", (reader,)).fetchall()
+        return {Topic(str(topic)): int(str(offset)) for topic, offset in rows}
+
+    def trim(self, limits: Mapping[Topic, TopicLimit], now: float) -> int:
+        """Delete some of what is over its limit and return how many records that were; call again until it is none."""
+        return sum(self._trim_topic(topic, limit, now) for topic, limit in limits.items())
+
+    def _trim_topic(self, topic: Topic, limit: TopicLimit, now: float) -> int:
+        with self._failing("trim"), _Immediate(self._db):
+            size = self._number("SELECT bytes FROM sizes WHERE topic = ?", topic.value) or 0
+            doomed: list[tuple[int]] = []
+            freed = 0
+            for offset, time, length in self._db.execute(
+                "SELECT offset, time, length(payload) FROM log WHERE topic = ? ORDER BY offset LIMIT ?",
+                (topic.value, TRIM_RECORDS),
+            ):
+                if size - freed <= limit.bytes and time >= now - limit.age_seconds:
+                    break
+                doomed.append((offset,))
+                freed += length
+            self._db.executemany("DELETE FROM log WHERE offset = ?", doomed)
+            self._db.execute("UPDATE sizes SET bytes = bytes - ? WHERE topic = ?", (freed, topic.value))
+        return len(doomed)
+
+    def _failing(self, action: str) -> "_Failing":
+        return _Failing(self.url, action)
+
+
+class _Immediate:
+    """A write transaction: it takes the lock at once, so that two writers never deadlock half way."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            try:
+                self._db.execute("COMMIT")
+            except apsw.Error:
+                self._roll_back()
+                raise
+        else:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+
+class _Failing:
+    """Maps SQLite's errors to ours."""
+
+    def __init__(self, url: str, action: str) -> None:
+        self._url, self._action = url, action
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, apsw.Error):
+            raise BusUnavailable(self._url, self._action, error) from error
