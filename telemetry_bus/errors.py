@@ -69,7 +69,8 @@ class UnsuitableFolder(BusError):
     def __init__(self, folder: str, filesystem: str) -> None:
         super().__init__(
             f"the bus folder {folder} is on a network file system ({filesystem}), "
-            "where SQLite's write-ahead log loses data: expected a local disk. Set the bus to file:///a/local/folder, or to kafka://... for several machines."
+            "where SQLite's write-ahead log loses data: expected a local disk. "
+            "Set the bus to file:///A/LOCAL/FOLDER."
         )
 
 

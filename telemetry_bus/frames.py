@@ -169,7 +169,7 @@ def merge(frames: Sequence[Frame]) -> Frame:
         raise ValueError(f"only frames of one schema can be merged, found {sorted(ids)}")
     if len(frames) == 1:
         return frames[0]
-    batch = pa.Table.from_batches([frame.batch for frame in frames]).combine_chunks().to_batches()[0]
+    batch = pa.concat_batches([frame.batch for frame in frames])  # type: ignore[attr-defined]  # the stubs lack it
     return Frame(frames[0].schema_id, batch, tuple(run for frame in frames for run in frame.manifest))
 
 

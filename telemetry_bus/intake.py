@@ -78,7 +78,7 @@ class Intake:
             return Taken(record, corrected)
         worst = ahead[~kept][np.argmax(np.abs(ahead[~kept]))]
         message = (
-            f"{int((~kept).sum())} of {frame.rows} rows are outside their window after the clock's offset was taken off: "
+            f"{int((~kept).sum())} of {frame.rows} rows are out of their window after the clock's offset was taken off: "
             f"the worst is {worst:+.1f} s from the bus's clock, "
             f"allowed are -{LATE_SECONDS_MAX:.0f} s to +{FUTURE_SECONDS_MAX:.0f} s"
         )

@@ -24,7 +24,7 @@ def dumps(value: Any) -> str:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number, ``None``, or one of the three strings, as a float; a ``ValueError`` for anything else, booleans too."""
+    """A JSON number, ``None``, or one of the three strings, as a float; else (booleans too) a ``ValueError``."""
     if value is None:
         return None
     if isinstance(value, str) and value in NON_FINITE:

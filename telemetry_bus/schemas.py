@@ -168,7 +168,7 @@ FINDING = _schema(
     required=frozenset({"time", "id", "detector", "kind", "state", "severity", "title", "simulated"}),
 )
 """``finding/1``: one row is one thing that a detector says. ``time`` is event time. ``id`` is made from what the finding
-is about, so that a detector that reads the log again says it under the same id. ``evidence`` is a JSON object and
+is about: a detector that reads the log again says it under the same id. ``evidence`` is a JSON object,
 ``causes`` a JSON list of ``{"cause", "confidence", "evidence"}``."""
 
 VERDICT = _schema(

@@ -156,7 +156,8 @@ class LogFile:
         rows = [(reader, topic.value, offset) for topic, offset in offsets.items()]
         with self._failing("commit an offset"), _Immediate(self._db):
             self._db.executemany(
-                "INSERT INTO positions VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET offset = max(offset, excluded.offset)",
+                "INSERT INTO positions VALUES (?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET offset = max(offset, excluded.offset)",
                 rows,
             )
 
