@@ -60,14 +60,16 @@ clean: ## remove what was built here; the virtual environment stays
 $(BIN)/python:
 	python=$$(scripts/find-python); "$$python" -m venv .venv
 
-# The lock first, with its hashes; then our two distributions, editable, with nothing fetched for them.
+# The locks first, by their hashes; then our two distributions, editable. No build fetches anything: what builds comes
+# from the first lock.
 $(BIN)/.server: requirements/server.txt requirements/build.txt pyproject.toml sdk/pyproject.toml | $(BIN)/python
-	$(PIP) install --require-hashes -r requirements/build.txt -r requirements/server.txt
+	$(PIP) install --require-hashes --only-binary :all: -r requirements/build.txt
+	$(PIP) install --require-hashes --only-binary :all: -r requirements/server.txt
 	$(PIP) install --no-index --no-deps --no-build-isolation --editable . --editable sdk
 	touch $@
 
 $(BIN)/.dev: requirements/dev.txt $(BIN)/.server
-	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --require-hashes --no-build-isolation -r requirements/dev.txt
 	touch $@
 
 $(WEB)/node_modules/.installed: $(WEB)/package.json $(WEB)/package-lock.json | $(BIN)/.server
