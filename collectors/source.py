@@ -1,0 +1,136 @@
+"""What a source of GPU rows is, and what one reading of it gives.
+
+A source is opened with ``async with`` and read with ``await source.read(now)``. Opening may fail, with an error that
+says what to do; reading never raises for what a driver or a GPU does: a field that cannot be read is null and counted
+with its reason, a GPU that is gone has no row, and what happened is an event.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+
+from telemetry_bus.metric_names import GPU_METRICS, Metric
+from telemetry_bus.schemas import EventKind
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in GPU_METRICS}
+_DTYPES = {"float": np.float32, "double": np.float64, "int64": np.int64}
+
+
+class FieldFailure(StrEnum):
+    """Why a field could not be read. Every value is a metric label and starts at zero."""
+
+    UNSUPPORTED = "unsupported"
+    """This GPU or this driver does not have it."""
+    NOT_PERMITTED = "not_permitted"
+    """The driver has it and does not give it to this user."""
+    GPU_LOST = "gpu_lost"
+    """The GPU does not answer any more."""
+    DRIVER_ERROR = "driver_error"
+    """Any other code of the driver."""
+    NO_ANSWER = "no_answer"
+    """The driver did not answer within the deadline, or its reader died; the field is ``*``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One metric over rows: ``values`` and ``valid``, both of shape ``(rows,)``.
+
+    Where ``valid`` is False the value is absent and what stands in ``values`` means nothing. A valid NaN is a NaN.
+    """
+
+    values: Array
+    valid: Array
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[float | None]) -> Self:
+        """The column of metric ``name`` from Python numbers, ``None`` for absent, in the metric's own type."""
+        valid = np.array([value is not None for value in values], dtype=bool)
+        filled = [0 if value is None else value for value in values]
+        return cls(np.array(filled, dtype=_DTYPES[METRICS[name].arrow]), valid)
+
+    def to_arrow(self) -> "pa.Array[Any]":
+        """The column with nulls where it is not valid; a NaN stays a NaN."""
+        return pa.array(self.values, mask=None if self.valid.all() else ~self.valid, from_pandas=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRows:
+    """Rows of ``gpu/1`` without time and region, which the agent adds. Rows of one node stand together.
+
+    ``nodes`` says which nodes, in row order, with how many rows each. ``metrics`` maps names of
+    :data:`~telemetry_bus.metric_names.GPU_METRICS` to columns; one that is missing is null in every row.
+    """
+
+    nodes: Sequence[tuple[str, int]]
+    gpu: Array
+    uuid: "pa.Array[Any]"
+    simulated: bool
+    metrics: Mapping[str, Column]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.gpu)
+
+    def columns(self, now: float, region: str | None) -> dict[str, Any]:
+        """The columns of ``gpu/1`` for ``telemetry_bus.frames.batch_of``."""
+        names, counts = [name for name, _ in self.nodes], [count for _, count in self.nodes]
+        index: Array = np.repeat(np.arange(len(names)), counts)
+        return {
+            "time": np.full(self.rows, now),
+            "region": pa.repeat(pa.scalar(region, pa.string()), self.rows),
+            "node": pa.array(names, pa.string()).take(index),
+            "gpu": self.gpu,
+            "uuid": self.uuid,
+            "simulated": np.full(self.rows, self.simulated),
+            **{name: column.to_arrow() for name, column in self.metrics.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """One row of ``event/1`` as a source tells it. ``detail`` becomes a JSON object."""
+
+    kind: EventKind
+    node: str
+    message: str
+    simulated: bool
+    gpu: int | None = None
+    uuid: str | None = None
+    code: int | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReading:
+    """What one read gave: rows (``None`` if there is no GPU to speak of), events, and failures by (field, reason)."""
+
+    gpus: GpuRows | None
+    events: Sequence[EventRow] = ()
+    failures: Mapping[tuple[str, FieldFailure], int] = field(default_factory=Counter)
+
+
+class Source(Protocol):
+    """A source of GPU rows. The first reading carries a ``node_inventory`` event for each node it speaks for."""
+
+    name: str
+    """The name under which :mod:`collectors.registry` knows it."""
+
+    async def __aenter__(self) -> Self:
+        """Open the source. Raises :class:`~collectors.errors.SourceUnavailable` if there is nothing to read."""
+        ...
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close it. It may be closed twice."""
+        ...
+
+    async def read(self, now: float) -> SourceReading:
+        """Read everything once. ``now`` is UTC seconds. Raises nothing for what the driver or a GPU does."""
+        ...
