@@ -7,6 +7,9 @@
     ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
     ├── BusClosed               used before it was opened or after it was closed
     ├── UnsuitableFolder        a folder on which the embedded log must not stand
+    ├── InaccessibleFolder      a folder that cannot be made or written
+    ├── UnreadableLog           the log's file is damaged, or no log that this version reads
+    ├── InvalidPayload          what was given to publish is not bytes, or too large
     └── UnknownBus              a bus URL of no known kind
 """
 
@@ -71,6 +74,36 @@ class UnsuitableFolder(BusError):
             f"the bus folder {folder} is on a network file system ({filesystem}), "
             "where SQLite's write-ahead log loses data: expected a local disk. "
             "Set the bus to file:///A/LOCAL/FOLDER."
+        )
+
+
+class InaccessibleFolder(BusError):
+    """The embedded log's folder cannot be made or written."""
+
+    def __init__(self, folder: str, cause: object) -> None:
+        super().__init__(
+            f"the bus folder {folder} cannot be used: {cause}. Expected a folder that this user may create files in: "
+            "mend its owner or mode, or set the bus to another folder."
+        )
+
+
+class UnreadableLog(BusError):
+    """The embedded log's file is damaged, or is no log that this version reads."""
+
+    def __init__(self, url: str, found: object) -> None:
+        super().__init__(
+            f"log.sqlite in the bus folder {url} cannot be read as a log: {found}. Stop every process that uses it, "
+            "move log.sqlite, log.sqlite-wal and log.sqlite-shm away together, and start again: a new log is made."
+        )
+        self.url = url
+
+
+class InvalidPayload(BusError):
+    """What was given to publish cannot be a payload. Nothing of the call was published."""
+
+    def __init__(self, topic: str, position: int, found: str) -> None:
+        super().__init__(
+            f"payload {position} for {topic} cannot be published: {found}; nothing of the call was published"
         )
 
 

@@ -110,7 +110,7 @@ def findings_in(frame: Frame) -> list[Finding]:
             values["severity"] = Severity(values["severity"])
             values["evidence"] = _json(values["evidence"], dict)
             values["causes"] = tuple(Cause(**cause) for cause in _json(values["causes"], list))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"row {row} of a finding/1 frame: {error}") from error
         values["message"] = values["message"] or ""
         onset = onsets[row]

@@ -42,6 +42,10 @@ RUNS_MAX = 16_384
 """One run a source and frame: 512 nodes merged over 32 frames each."""
 SOURCE_BYTES_MAX = 256
 """A host name has at most 253 characters."""
+SEQ_END = 1 << 63
+"""A counter that is kept in an int64 somewhere must not get there."""
+SECONDS_MAX = 9.2e12
+"""int64 microseconds end there, 290,000 years from 1970. NaN is not below it either."""
 STRING_BYTES_MAX = 64 * 1024
 """The longest honest cell is the stack of a hung rank."""
 
@@ -98,9 +102,9 @@ class Frame:
     def times(self, name: str = "time") -> Array:
         """A time column as float64 seconds since 1970, shape ``(rows,)``; NaN where absent."""
         column = self.batch.column(name)
-        micros = pc.cast(column, pa.int64())
-        seconds = pc.divide(pc.cast(micros, pa.float64()), 1e6)
-        return np.asarray(seconds.to_numpy(zero_copy_only=False))
+        micros = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        # In numpy: Arrow refuses to cast integers beyond 2^53, and a time from outside may be any int64.
+        return np.where(np.asarray(column.is_valid()), micros / 1e6, np.nan)
 
     def sent_at(self, now: float) -> "Frame":
         """The same frame with ``now`` as the maker's clock: what is sent again after a wait is stamped again."""
@@ -151,13 +155,13 @@ def _array(values: Any, kind: pa.DataType) -> "pa.Array[Any]":
 
 
 def micros_of(seconds: Any) -> "pa.Array[Any]":
-    """UTC seconds (floats, ``None`` or NaN for absent) as the bus's time type."""
+    """UTC seconds (floats; ``None`` or NaN is absent) as the bus's time type; what it cannot hold is absent."""
     raw = (
         np.array([np.nan if s is None else s for s in seconds], dtype=np.float64)
         if not isinstance(seconds, np.ndarray)
         else seconds
     )
-    absent = ~np.isfinite(raw)
+    absent = ~(np.abs(raw) < SECONDS_MAX)
     micros = np.round(np.where(absent, 0.0, raw) * 1e6).astype(np.int64)
     return pa.array(micros, type=pa.int64(), mask=absent).cast(pa.timestamp("us", tz="UTC"))
 
@@ -184,7 +188,8 @@ def select_runs(frame: Frame, keep: Iterable[bool]) -> Frame:
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame as bytes. Raises :class:`FrameError` if it is larger than any reader would take."""
+    """The frame as bytes. Raises :class:`FrameError` for everything that a reader would refuse the frame for."""
+    _check_rows(frame.schema_id, frame.batch, frame.manifest)
     schema_id = frame.schema_id.encode()
     parts = [schema_id]
     for run in frame.manifest:
@@ -219,11 +224,24 @@ def decode(payload: bytes, allowed: frozenset[str] | None = None) -> Frame:
     if allowed is not None and schema_id not in allowed:
         raise FrameError(FrameFault.WRONG_TOPIC, f"a frame of {schema_id}; expected {', '.join(sorted(allowed))} here")
     batch = _decode_batch(payload, start, SCHEMAS[schema_id], columns)
+    _check_rows(schema_id, batch, manifest)
+    return Frame(schema_id, batch, manifest)
+
+
+def _check_rows(schema_id: str, batch: pa.RecordBatch, manifest: tuple[Run, ...]) -> None:
     rows = sum(run.rows for run in manifest)
     if rows != batch.num_rows:
         raise FrameError(FrameFault.ROWS_DISAGREE, f"the manifest counts {rows} rows, the batch has {batch.num_rows}")
+    if rows > FRAME_ROWS_MAX:
+        raise FrameError(FrameFault.TOO_MANY_ROWS, f"{rows} rows; a frame has at most {FRAME_ROWS_MAX}")
+    if len(manifest) > RUNS_MAX:
+        raise FrameError(FrameFault.BAD_MANIFEST, f"{len(manifest)} runs; a frame has at most {RUNS_MAX}")
+    for number, run in enumerate(manifest):
+        if not (
+            0 < len(run.source.encode()) <= SOURCE_BYTES_MAX and 0 <= run.seq < SEQ_END and abs(run.sent) < SECONDS_MAX
+        ):
+            raise FrameError(FrameFault.BAD_MANIFEST, f"run {number} (source {run.source[:64]!r}) is not a run")
     _check_cells(schema_id, batch)
-    return Frame(schema_id, batch, manifest)
 
 
 def _decode_head(payload: bytes) -> tuple[str, int, tuple[Run, ...], int]:
@@ -256,8 +274,8 @@ def _decode_runs(payload: bytes, at: int, end: int, count: int) -> tuple[Run, ..
             source = payload[at + 2 : at + 2 + length].decode()
             boot, seq, rows, sent = _RUN.unpack_from(payload, at + 2 + length)
             at += 2 + length + _RUN.size
-            if at > end or not 0 < length <= SOURCE_BYTES_MAX or not np.isfinite(sent) or seq >= 1 << 63:
-                raise FrameError(FrameFault.BAD_MANIFEST, f"run {len(runs)} (source {source[:64]!r}) is not a run")
+            if at > end:
+                raise FrameError(FrameFault.BAD_MANIFEST, f"run {len(runs)} of {count} reaches into the batch")
             runs.append(Run(source, uuid.UUID(bytes=boot), seq, rows, sent))
     except (struct.error, UnicodeDecodeError) as error:
         raise FrameError(FrameFault.BAD_MANIFEST, f"run {len(runs)} of {count}: {error}") from error
@@ -277,6 +295,9 @@ def _decode_batch(payload: bytes, start: int, schema: pa.Schema, columns: int) -
         if not 0 <= rows <= FRAME_ROWS_MAX:
             raise FrameError(FrameFault.TOO_MANY_ROWS, f"{rows} rows; a frame has at most {FRAME_ROWS_MAX}")
         known = pa.schema(list(schema)[:columns])
+        if missing := [field.name for field in list(schema)[columns:] if not field.nullable and rows]:
+            # Before anything is filled with nulls: a frame of no columns could else ask for 262,144 rows of nothing.
+            raise FrameError(FrameFault.REQUIRED_NULL, f"{rows} rows without {', '.join(missing)}")
         batch = pa.ipc.read_record_batch(message, known)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, IndexError, struct.error, EOFError) as error:

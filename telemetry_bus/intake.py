@@ -73,9 +73,8 @@ class Intake:
         times = frame.times() - np.repeat(self._offsets(record, frame), [run.rows for run in frame.manifest])
         ahead = times - record.time
         kept = (ahead <= FUTURE_SECONDS_MAX) & (ahead >= -LATE_SECONDS_MAX)
-        corrected = _with_times(frame, times)
         if kept.all():
-            return Taken(record, corrected)
+            return Taken(record, _with_times(frame, times))
         worst = ahead[~kept][np.argmax(np.abs(ahead[~kept]))]
         message = (
             f"{int((~kept).sum())} of {frame.rows} rows are out of their window after the clock's offset was taken off: "
@@ -84,7 +83,8 @@ class Intake:
         )
         self.refused[FrameFault.OUT_OF_WINDOW] += 1
         refusal = Refusal(record, FrameFault.OUT_OF_WINDOW, message)
-        return Taken(record, _filter_rows(corrected, kept) if kept.any() else None, (refusal,))
+        left = _with_times(_filter_rows(frame, kept), times[kept]) if kept.any() else None
+        return Taken(record, left, (refusal,))
 
     def _offsets(self, record: Record, frame: Frame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         measured = np.array([run.sent - record.time for run in frame.manifest])

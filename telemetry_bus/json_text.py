@@ -29,6 +29,13 @@ def number(value: Any) -> float | None:
         return None
     if isinstance(value, str) and value in NON_FINITE:
         return NON_FINITE[value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    if isinstance(value, float):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError(
+                f"expected a number below 1.8e308, found an integer of {value.bit_length()} bits"
+            ) from error
     raise ValueError(f'expected a number, null, "NaN", "Infinity" or "-Infinity", found {value!r}')

@@ -13,7 +13,8 @@ from telemetry_bus.embedded.folder import prepare
 from telemetry_bus.embedded.store import DEFAULT_LIMITS, LogFile, TopicLimit
 from telemetry_bus.embedded.wake import Knocker
 from telemetry_bus.embedded.writer import Writer
-from telemetry_bus.errors import BusClosed
+from telemetry_bus.errors import BusClosed, InvalidPayload
+from telemetry_bus.frames import FRAME_BYTES_MAX
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
 
@@ -21,6 +22,8 @@ LOOK_SECONDS = 0.005
 """How often a reader looks at the shared counter: what a publish in another process waits for at most."""
 RECHECK_SECONDS = 1.0
 """How often a reader looks at the log itself, in case that a publisher was killed before it could knock."""
+PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX
+"""No reader would take a larger one, and one publisher's mistake must not fail a group that others share."""
 READ_THREADS = 2
 """A read is short; two threads keep a long catch-up from delaying the live readers of the same process."""
 
@@ -66,6 +69,7 @@ class EmbeddedBus:
         """Append ``payloads`` and return their offsets once they are on disk, in one sync with whatever else waits."""
         if self._writer is None:
             raise BusClosed(self.url, f"publish to {topic}")
+        _check_payloads(topic, payloads)
         offsets = await self._writer.append(topic, payloads)
         self._published.set()
         return offsets
@@ -121,6 +125,14 @@ class EmbeddedBus:
         if self._knocker is None:
             raise BusClosed(self.url, "read")
         return count
+
+
+def _check_payloads(topic: Topic, payloads: Sequence[bytes]) -> None:
+    for position, payload in enumerate(payloads):
+        if not isinstance(payload, bytes):
+            raise InvalidPayload(topic, position, f"expected bytes, found {type(payload).__name__}")
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise InvalidPayload(topic, position, f"it has {len(payload)} bytes, at most {PAYLOAD_BYTES_MAX} are taken")
 
 
 class EmbeddedSubscription:

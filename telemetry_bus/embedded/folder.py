@@ -1,8 +1,9 @@
 """Whether a folder can carry the log."""
 
+import os
 from pathlib import Path
 
-from telemetry_bus.errors import UnsuitableFolder
+from telemetry_bus.errors import InaccessibleFolder, UnsuitableFolder
 
 NETWORK_FILESYSTEMS = frozenset(
     {
@@ -28,8 +29,18 @@ NETWORK_FILESYSTEMS = frozenset(
 
 def prepare(folder: Path) -> None:
     """Make ``folder`` (readable by its owner only) and refuse it if it lies on a network file system."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    kind = filesystem_of(folder.resolve(), Path("/proc/self/mountinfo"))
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise InaccessibleFolder(str(folder), error) from error
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise InaccessibleFolder(str(folder), "this user may not write there")
+    refuse_network(folder, Path("/proc/self/mountinfo"))
+
+
+def refuse_network(folder: Path, mountinfo: Path) -> None:
+    """Raise UnsuitableFolder if ``folder`` lies on a network file system, as the kernel's ``mountinfo`` lists it."""
+    kind = filesystem_of(folder.resolve(), mountinfo)
     if kind in NETWORK_FILESYSTEMS:
         raise UnsuitableFolder(str(folder), kind)
 

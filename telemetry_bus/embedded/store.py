@@ -13,7 +13,7 @@ from typing import Self
 import apsw
 
 from telemetry_bus.bus import Record
-from telemetry_bus.errors import BusUnavailable
+from telemetry_bus.errors import BusUnavailable, InaccessibleFolder, UnreadableLog
 from telemetry_bus.topics import Topic
 
 BUSY_SECONDS = 5.0
@@ -52,12 +52,15 @@ DEFAULT_LIMITS: Mapping[Topic, TopicLimit] = {
 """A tick weighs 260 bytes: 64 MiB are three days of them. 1,000 GPUs at 1 Hz write some 200 KiB a second: 1 GiB is 1.4
 hours."""
 
+FORMAT = 1
+"""SQLite's ``user_version`` of the log: raised when the tables change, so nobody writes what another cannot read."""
 _TABLES = """
 CREATE TABLE IF NOT EXISTS log (
     offset INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, time REAL NOT NULL, payload BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS log_topic ON log (topic);
 CREATE INDEX IF NOT EXISTS log_time ON log (topic, time);
-CREATE TABLE IF NOT EXISTS sizes (topic TEXT PRIMARY KEY, bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sizes (
+    topic TEXT PRIMARY KEY, bytes INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS positions (
     reader TEXT NOT NULL, topic TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (reader, topic)) WITHOUT ROWID;
 """
@@ -75,15 +78,26 @@ class LogFile:
         self.url = url
         with self._failing("open"):
             self._db = apsw.Connection(str(folder / "log.sqlite"))
-            self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
-            self._db.execute(
-                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
-            )
+            try:
+                self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
+                self._db.execute(
+                    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
+                )
+            except apsw.Error:
+                self._db.close()
+                raise
 
     def create(self) -> None:
-        """Make the tables where they are missing."""
-        with self._failing("create its tables"):
+        """Make the tables where they are missing. Raises UnreadableLog for tables of another version."""
+        if self._number("PRAGMA user_version") == FORMAT:
+            return  # without waiting for a lock that another process may hold
+        with self._failing("create its tables"), _Immediate(self._db):
+            found = self._number("PRAGMA user_version")
+            tables = self._number("SELECT count(*) FROM sqlite_schema")
+            if found != FORMAT and tables:
+                raise UnreadableLog(self.url, f"its format is {found}, this version reads format {FORMAT}")
             self._db.execute(_TABLES)
+            self._db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
         """Close the connection."""
@@ -98,8 +112,9 @@ class LogFile:
         self._db.execute("INSERT INTO log (topic, time, payload) VALUES (?, ?, ?)", (topic.value, now, payload))
         offset = self._db.last_insert_rowid()
         self._db.execute(
-            "INSERT INTO sizes VALUES (?, ?) ON CONFLICT (topic) DO UPDATE SET bytes = bytes + excluded.bytes",
-            (topic.value, len(payload)),
+            "INSERT INTO sizes VALUES (?, ?, ?) "
+            "ON CONFLICT (topic) DO UPDATE SET bytes = bytes + excluded.bytes, last = excluded.last",
+            (topic.value, len(payload), offset),
         )
         return offset
 
@@ -109,16 +124,16 @@ class LogFile:
         Where nothing more is left the cursor is the log's end, so that the next read does not walk over other topics.
         """
         end = self.log_end()
-        names = [topic.value for topic in topics]
-        query = (
-            "SELECT offset, topic, time, payload FROM log "
-            f"WHERE offset >= ? AND topic IN ({', '.join('?' * len(names))}) ORDER BY offset LIMIT ?"
-        )
+        # Each topic's index is in the log's order already: SQLite merges them and stops at the limit. With
+        # `topic IN (...)` it sorts everything behind the cursor, for every batch.
+        each = "SELECT offset, topic, time, payload FROM log WHERE topic = ? AND offset >= ?"
+        wanted = [value for topic in topics for value in (topic.value, cursor)]
+        query = f"{' UNION ALL '.join([each] * (len(wanted) // 2))} ORDER BY 1 LIMIT ?"
         records: list[Record] = []
         size = 0
         complete = True
         with self._failing("read"):
-            for offset, topic, time, payload in self._db.execute(query, (cursor, *names, BATCH_RECORDS)):
+            for offset, topic, time, payload in self._db.execute(query, (*wanted, BATCH_RECORDS)):
                 records.append(Record(Topic(topic), 0, offset, time, payload))
                 size += len(payload)
                 if size >= BATCH_BYTES or len(records) == BATCH_RECORDS:
@@ -138,8 +153,8 @@ class LogFile:
         return self.log_end() if found is None else found
 
     def end(self, topic: Topic) -> int:
-        """The offset that follows the newest record of ``topic``; 0 if it never had one that is still kept."""
-        found = self._number("SELECT max(offset) FROM log WHERE topic = ?", topic.value)
+        """The offset that follows the newest record of ``topic``, trimmed or not; 0 if it never had one."""
+        found = self._number("SELECT last FROM sizes WHERE topic = ?", topic.value)
         return 0 if found is None else found + 1
 
     def log_end(self) -> int:
@@ -230,5 +245,9 @@ class _Failing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, apsw.NotADBError | apsw.CorruptError):
+            raise UnreadableLog(self._url, error) from error
+        if isinstance(error, apsw.ReadOnlyError):
+            raise InaccessibleFolder(self._url, error) from error
         if isinstance(error, apsw.Error):
             raise BusUnavailable(self._url, self._action, error) from error

@@ -46,6 +46,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="nantucket-log-writer", daemon=True)
         self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._trimmed_at = clock.monotonic()
+        self._untrimmed = 0.0
 
     def start(self) -> None:
         """Open the log, in the thread that will use it, and raise what that raised. Blocks."""
@@ -101,7 +102,7 @@ class Writer:
         for item in group:
             if isinstance(item, _Remember):
                 self._remember(log, item)
-        self._trim(log)
+        self._trim(log, sum(len(item.payloads) for item in appends))
         return not any(isinstance(item, _Stop) for item in group)
 
     def _group(self, first: _Append | _Remember | _Stop) -> list[_Append | _Remember | _Stop]:
@@ -133,13 +134,18 @@ class Writer:
         else:
             item.answer([])
 
-    def _trim(self, log: LogFile) -> None:
+    def _trim(self, log: LogFile, appended: int) -> None:
+        """Trim if it is time: all that is over its limit or, if somebody waits, twice what was appended since."""
+        self._untrimmed += appended
         now = self._clock.monotonic()
         if now - self._trimmed_at < TRIM_EVERY_SECONDS:
             return
         try:
-            if not log.trim(self._limits, self._clock.now()):
-                self._trimmed_at = now
+            while trimmed := log.trim(self._limits, self._clock.now()):
+                self._untrimmed -= trimmed / 2
+                if self._untrimmed <= 0 and not self._queue.empty():
+                    return
+            self._trimmed_at, self._untrimmed = now, 0.0
         except BusError:
             self._trimmed_at = now  # a full or locked disk: publishers are told; retention tries again in its turn
 
