@@ -1,0 +1,260 @@
+"""The command line: ``nantucket COMMAND``. It parses, and hands over; what commands do stands in files of their own.
+
+Exit status: 0 done; 1 it failed; 2 wrong usage or configuration; 130 interrupted.
+"""
+
+import asyncio
+import logging
+import secrets
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.output import console, print_json
+from app.settings import Settings, SettingsError, load
+from telemetry_bus.runtime.clock import SystemClock
+from telemetry_bus.topics import TELEMETRY, Topic
+
+# Commands import their roles where they run: `nantucket --help` need not load Arrow, faust and uvicorn.
+# ruff: noqa: PLC0415
+
+app = typer.Typer(
+    help="Watch a GPU training fleet: every GPU, every step, and a page within a second of the first bad one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+alerts = typer.Typer(help="Receivers of pages.", no_args_is_help=True, rich_markup_mode=None)
+job = typer.Typer(help="Jobs and their credentials.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure, beside a peer where there is one.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(alerts, name="alerts")
+app.add_typer(job, name="job")
+app.add_typer(bench, name="bench")
+
+Config = Annotated[Path | None, typer.Option("--config", envvar="NANTUCKET_CONFIG", help="Configuration file (TOML).")]
+State = Annotated[Path | None, typer.Option("--state", help="Folder for everything that is kept on this machine.")]
+Bus = Annotated[str | None, typer.Option("--bus", help="URL of the bus. Default: the embedded log in the state folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines to standard output, everything else to standard error.")]
+Simulate = Annotated[int | None, typer.Option("--simulate", metavar="N", help="N simulated GPUs, marked as simulated everywhere.")]
+Source = Annotated[str | None, typer.Option("--source", help="Where GPU rows come from: auto, nvml or simulated.")]
+Socket = Annotated[Path | None, typer.Option("--socket", help="Unix socket on which training jobs deliver.")]
+TrainPort = Annotated[int | None, typer.Option("--train-port", help="Loopback port on which jobs with a credential deliver.")]
+Hz = Annotated[float | None, typer.Option("--hz", help="Samples a second of each GPU.")]
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on; anything but loopback needs a token.")]
+Port = Annotated[int | None, typer.Option("--port", help="Port of the page and the API; 0 takes a free one.")]
+Token = Annotated[str | None, typer.Option("--token", envvar="NANTUCKET_SERVE__TOKEN", help="Bearer token that every reader must show.")]
+
+
+def _settings(config: Path | None, **options: Any) -> Settings:
+    """The settings, with ``section__key`` options that were given laid over them."""
+    nested: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is not None:
+            section, _, key = name.rpartition("__")
+            (nested.setdefault(section, {}) if section else nested)[key] = value
+    return load(config, nested)
+
+
+def _run(work: Coroutine[Any, Any, int | None]) -> None:
+    raise typer.Exit(asyncio.run(work) or 0)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int | None, typer.Option(help="Seed of the job; another seed breaks at another step.")] = None,
+    simulate: Annotated[int, typer.Option(help="Simulated GPUs that stream beside the job.")] = 64,
+    linger: Annotated[float, typer.Option(help="Seconds for which the page stays up after the page was sent.")] = 0.0,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole system on this machine, against a small real training job that goes bad. Ends by itself."""
+    from app.demo.run import DemoOptions, run_demo
+    from app.demo.story import tell
+
+    out = console(as_json=as_json)
+    options = DemoOptions(secrets.randbelow(100_000) if seed is None else seed, simulate, linger, port)
+    result = asyncio.run(run_demo(options, out.print))
+    print_json(result) if as_json else tell(out, result)
+    raise typer.Exit(0 if result["ok"] else 1)
+
+
+@app.command()
+def up(
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    simulate: Simulate = None,
+    source: Source = None,
+    socket: Socket = None,
+    train_port: TrainPort = None,
+    hz: Hz = None,
+    host: Host = None,
+    port: Port = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """All roles in one process: this machine's GPUs if there are any, else simulated ones with --simulate N."""
+    from app.up import up as run
+
+    settings = _settings(
+        config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
+        collect__port=train_port, collect__hz=hz, serve__host=host, serve__port=port, serve__token=token,
+    )  # fmt: skip
+    _run(run(settings, frozenset({"collect", "detect", "alert", "serve"}), as_json=as_json))
+
+
+@app.command()
+def collect(
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    simulate: Simulate = None,
+    source: Source = None,
+    socket: Socket = None,
+    train_port: TrainPort = None,
+    hz: Hz = None,
+    once: Annotated[bool, typer.Option("--once", help="Read every source once, print what would be sent, and end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A node's collector: its GPUs, and the training jobs that deliver to it."""
+    from app.up import collect_once_command
+    from app.up import up as run
+
+    settings = _settings(
+        config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
+        collect__port=train_port, collect__hz=hz,
+    )  # fmt: skip
+    _run(collect_once_command(settings, as_json=as_json) if once else run(settings, frozenset({"collect"}), as_json=as_json))
+
+
+@app.command()
+def detect(config: Config = None, state: State = None, bus: Bus = None, as_json: Json = False) -> None:
+    """The detectors over the bus."""
+    from app.up import up as run
+
+    _run(run(_settings(config, state=state, bus=bus), frozenset({"detect"}), as_json=as_json))
+
+
+@app.command()
+def alert(
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    store: Annotated[str | None, typer.Option(help="URL of the incident store.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Findings to incidents to deliveries."""
+    from app.up import up as run
+
+    _run(run(_settings(config, state=state, bus=bus, alert__store=store), frozenset({"alert"}), as_json=as_json))
+
+
+@app.command()
+def serve(
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    host: Host = None,
+    port: Port = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """The live page, the API and Prometheus metrics."""
+    from app.up import up as run
+
+    settings = _settings(config, state=state, bus=bus, serve__host=host, serve__port=port, serve__token=token)
+    _run(run(settings, frozenset({"serve"}), as_json=as_json))
+
+
+@app.command()
+def replay(
+    paths: Annotated[list[Path], typer.Argument(help="CSV, JSON lines or trainer_state.json files.")],
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG for each file into this folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the detectors over recorded runs and say what would have been paged."""
+    from app.replay import replay_command
+
+    raise typer.Exit(replay_command(paths, as_json, plot))
+
+
+@app.command()
+def tail(
+    topic: Annotated[Topic | None, typer.Argument(help="Topic to follow. Default: all telemetry and the findings.")] = None,
+    since: Annotated[float | None, typer.Option(metavar="SECONDS", help="Begin that far back.")] = None,
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    as_json: Json = False,
+) -> None:
+    """Follow the stream in the terminal."""
+    from app.tail import tail as run
+
+    topics = (topic,) if topic is not None else (*TELEMETRY, Topic.FINDINGS)
+    _run(run(_settings(config, state=state, bus=bus).bus_url, topics, SystemClock(), since_seconds=since, as_json=as_json))
+
+
+@app.command()
+def doctor(config: Config = None, state: State = None, bus: Bus = None, as_json: Json = False) -> None:
+    """Check this machine and configuration, and say what to do about each fault."""
+    from app.doctor import doctor as run
+
+    _run(run(_settings(config, state=state, bus=bus), as_json=as_json))
+
+
+@alerts.command("test")
+def alerts_test(
+    receiver: Annotated[str, typer.Argument(help="Name of a configured receiver.")], config: Config = None, as_json: Json = False
+) -> None:
+    """Send a test page to RECEIVER."""
+    from app.test_page import send_test_page
+
+    _run(send_test_page(_settings(config), receiver, as_json=as_json))
+
+
+@job.command("token")
+def job_token(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")], config: Config = None, state: State = None
+) -> None:
+    """Make the credential of JOB, for NANTUCKET_TOKEN."""
+    from app.settings import secret_of
+    from collectors.credentials import job_token as make
+
+    print(make(secret_of(_settings(config, state=state).state), name))
+
+
+@bench.command("page")
+def bench_page(
+    events: Annotated[int, typer.Option(min=1, max=10_000, help="Bad steps, each of another job at a random moment.")] = 200,
+    gpus: Annotated[int, typer.Option(min=0, max=100_000, help="Simulated GPUs that stream meanwhile.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=1, help="Time over which the bad steps are spread.")] = 60.0,
+    peer: Annotated[str | None, typer.Option(help="Also measure a peer on the same events: prometheus.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """From run.log() of a bad step to the receiver's socket."""
+    from app.bench.page import PageOptions, bench_page_command
+
+    if peer not in (None, "prometheus"):
+        raise typer.BadParameter(f"expected prometheus, found {peer!r}", param_hint="--peer")
+    _run(bench_page_command(PageOptions(events, gpus, seconds, peer, seed), as_json=as_json))
+
+
+def main() -> None:
+    """Parse, run, and turn what went wrong into an exit status and a message."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

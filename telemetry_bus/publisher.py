@@ -1,0 +1,52 @@
+"""How a role publishes: frames in, durable when the call returns, whatever the bus goes through meanwhile."""
+
+import asyncio
+import logging
+import random
+
+from telemetry_bus.bus import Bus
+from telemetry_bus.errors import BusUnavailable
+from telemetry_bus.frames import Frame, FrameMaker, encode
+from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.topics import Topic
+
+RETRY_FIRST_SECONDS = 0.05
+RETRY_MAX_SECONDS = 2.0
+"""A bus that comes back is found within two seconds."""
+TICK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+async def publish_frame(bus: Bus, topic: Topic, frame: Frame) -> None:
+    """Publish once; raises :class:`BusUnavailable` where the caller has a better plan than waiting."""
+    await bus.publish(topic, [encode(frame)])
+
+
+async def publish_until_durable(bus: Bus, topic: Topic, frame: Frame, clock: Clock) -> None:
+    """Publish, again and again while the bus is away, stamped anew each time. It ends only with success or cancellation."""
+    wait = RETRY_FIRST_SECONDS
+    while True:
+        try:
+            await bus.publish(topic, [encode(frame)])
+            return
+        except BusUnavailable as error:
+            _log.warning("publishing to %s waits %.2f s: %s", topic, wait, error)
+        await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+        wait = min(wait * 2, RETRY_MAX_SECONDS)
+        frame = frame.sent_at(clock.now())
+
+
+async def tick_for_ever(bus: Bus, clock: Clock, source: str) -> None:
+    """Publish the bus's clock once a second, on a grid that does not drift. A tick that cannot be published is skipped."""
+    maker = FrameMaker(source)
+    due = clock.monotonic()
+    while True:
+        now = clock.now()
+        frame = maker.make("tick/1", {"time": [now]}, now)
+        try:
+            await publish_frame(bus, Topic.TICKS, frame)
+        except BusUnavailable as error:
+            _log.warning("no tick: %s", error)
+        due = max(due + TICK_SECONDS, clock.monotonic() - TICK_SECONDS)
+        await asyncio.sleep(max(0.0, due - clock.monotonic()))
