@@ -1,0 +1,42 @@
+"""What can go wrong in the dashboards.
+
+::
+
+    DashboardError
+    ├── TokenRequired       a listener that others can reach, without a token
+    ├── CannotListen        the address cannot be bound
+    └── StartFailed         the web server did not come up
+"""
+
+
+class DashboardError(Exception):
+    """Anything that the dashboards refuse or cannot do."""
+
+
+class TokenRequired(DashboardError):
+    """The page was to listen where others can reach it, but no token is configured."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"refusing to listen on {host!r} without a token: expected a loopback address (127.0.0.1, ::1 or localhost), "
+            "or a configured token. Set NANTUCKET_TOKEN (or `token` in the configuration), or listen on 127.0.0.1."
+        )
+        self.host = host
+
+
+class CannotListen(DashboardError):
+    """The address cannot be bound."""
+
+    def __init__(self, host: str, port: int, cause: OSError) -> None:
+        super().__init__(
+            f"cannot listen on {host}:{port}: {cause.strerror or cause}. Choose another port, or 0 for any that is free."
+        )
+        self.host = host
+        self.port = port
+
+
+class StartFailed(DashboardError):
+    """The web server ended before it listened."""
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(f"the web server on {host}:{port} ended before it was ready; its log, above, says why.")

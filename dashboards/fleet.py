@@ -1,0 +1,219 @@
+"""The fleet now: the newest reading of every GPU, as arrays.
+
+Pure: frames come in, arrays come out; no loop over rows. A GPU is a *slot*. A (node, GPU number) pair finds its slot in
+a table of nodes by GPU numbers; only the distinct nodes of a frame are looked up one by one.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from telemetry_bus.frames import Frame
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+GPUS_MAX = 524_288
+"""Leviathan has 300,000 GPUs; each costs some 150 bytes here and its UUID."""
+GPUS_PER_NODE_MAX = 1_024
+"""A real node has 8 to 72 GPUs; a simulated one may have them all."""
+STALE_SECONDS = 10.0
+"""Ten times the usual sampling period: a GPU that has said nothing for so long is not shown as if it had."""
+FORGET_SECONDS = 900.0
+"""A GPU that has said nothing for a quarter of an hour has left the fleet (its node's silence was a finding long before)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMetric:
+    """One choice of the heatmap. ``low`` and ``high`` span the colours; ``worst_is_high`` says which end is bad."""
+
+    name: str
+    title: str
+    unit: str
+    low: float
+    high: float
+    worst_is_high: bool
+
+
+HEAT_METRICS: tuple[HeatMetric, ...] = (
+    HeatMetric("gpu_utilization_percent", "Utilization", "%", 0.0, 100.0, False),
+    HeatMetric("power_watts", "Power", "W", 0.0, 1000.0, True),
+    HeatMetric("temperature_celsius", "Temperature", "°C", 20.0, 95.0, True),
+    HeatMetric("memory_used_ratio", "Memory used", "", 0.0, 1.0, True),
+    HeatMetric("tensor_active_ratio", "Tensor active", "", 0.0, 1.0, False),
+)
+
+
+@dataclass(slots=True)
+class Columns:
+    """The slots' arrays, each of length ``capacity``. Where ``valid`` is False the value is absent."""
+
+    node: Array
+    gpu: Array
+    values: Array
+    valid: Array
+    last_seen: Array
+    simulated: Array
+    uuid: Array
+
+    @classmethod
+    def empty(cls, capacity: int) -> "Columns":
+        """Room for ``capacity`` GPUs."""
+        shape = (len(HEAT_METRICS), capacity)
+        return cls(
+            node=np.zeros(capacity, np.int32),
+            gpu=np.zeros(capacity, np.int32),
+            values=np.full(shape, np.nan, np.float32),
+            valid=np.zeros(shape, np.bool_),
+            last_seen=np.full(capacity, -np.inf),
+            simulated=np.zeros(capacity, np.bool_),
+            uuid=np.full(capacity, None, object),
+        )
+
+    def taken(self, slots: Array, capacity: int) -> "Columns":
+        """These ``slots`` only, in that order, in room for ``capacity``."""
+        fresh = Columns.empty(capacity)
+        count = len(slots)
+        for name in ("node", "gpu", "last_seen", "simulated", "uuid"):
+            getattr(fresh, name)[:count] = getattr(self, name)[slots]
+        fresh.values[:, :count] = self.values[:, slots]
+        fresh.valid[:, :count] = self.valid[:, slots]
+        return fresh
+
+
+class FleetState:
+    """The newest reading of every GPU. ``revision`` grows whenever GPUs come or go."""
+
+    def __init__(self, gpus_max: int = GPUS_MAX) -> None:
+        self.revision = 0
+        self.count = 0
+        self.rows_over_limit = 0
+        """Rows that were left out because the fleet, or a node, is larger than this view holds."""
+        self.instance_rows = 0
+        """Rows of MIG instances: the heatmap shows whole GPUs."""
+        self.nodes: list[str] = []
+        self.columns = Columns.empty(64)
+        self._gpus_max = gpus_max
+        self._node_of: dict[str, int] = {}
+        self._slots = np.full((8, 8), -1, np.int32)
+        self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def observe(self, frame: Frame) -> None:
+        """Take a ``gpu/1`` frame, rows in any order; a row older than what is known is left out."""
+        whole = np.asarray(frame.batch.column("instance").is_null())
+        gpus, _ = frame.numbers("gpu")
+        in_range = (gpus >= 0) & (gpus < GPUS_PER_NODE_MAX)
+        self.instance_rows += int((~whole).sum())
+        self.rows_over_limit += int((whole & ~in_range).sum())
+        rows = np.flatnonzero(whole & in_range)
+        if not len(rows):
+            return
+        slots = self._slots_of(frame, gpus, rows)
+        times = frame.times()[rows]
+        newest = (slots >= 0) & (times >= np.where(slots >= 0, self.columns.last_seen[slots], np.inf))
+        self._write(frame, slots[newest], rows[newest], times[newest])
+
+    def _slots_of(self, frame: Frame, gpus: Array, rows: Array) -> Array:
+        encoded: Any = pc.dictionary_encode(frame.batch.column("node"))
+        names = encoded.dictionary.to_pylist()
+        ids = np.array([self._node(name) for name in names], np.int64)
+        self._widen(int(gpus[rows].max()) + 1)
+        nodes = ids[encoded.indices.to_numpy(zero_copy_only=False)[rows]]
+        slots = self._slots[nodes, gpus[rows]].astype(np.int64)
+        if (slots < 0).any():
+            self._add(nodes, gpus[rows])
+            slots = self._slots[nodes, gpus[rows]].astype(np.int64)
+            self.rows_over_limit += int((slots < 0).sum())
+        return np.asarray(slots)
+
+    def _node(self, name: str) -> int:
+        node = self._node_of.get(name)
+        if node is None:
+            node = self._node_of[name] = len(self.nodes)
+            self.nodes.append(name)
+            if node >= len(self._slots):
+                self._slots = np.pad(self._slots, ((0, len(self._slots)), (0, 0)), constant_values=-1)
+        return node
+
+    def _widen(self, width: int) -> None:
+        held = self._slots.shape[1]
+        if width > held:
+            wanted = 1 << (width - 1).bit_length()
+            self._slots = np.pad(self._slots, ((0, 0), (0, wanted - held)), constant_values=-1)
+
+    def _add(self, nodes: Array, gpus: Array) -> None:
+        new = self._slots[nodes, gpus] < 0
+        pairs = np.unique(np.stack([nodes[new], gpus[new]]), axis=1)[:, : self._gpus_max - self.count]
+        count = self.count + pairs.shape[1]
+        if count > len(self.columns.gpu):
+            self.columns = self.columns.taken(np.arange(self.count), max(count, 2 * len(self.columns.gpu)))
+        self._slots[pairs[0], pairs[1]] = np.arange(self.count, count)
+        self.columns.node[self.count : count], self.columns.gpu[self.count : count] = pairs
+        self.count = count
+        self.revision += 1
+
+    def _write(self, frame: Frame, slots: Array, rows: Array, times: Array) -> None:
+        columns = self.columns
+        columns.last_seen[slots] = times
+        columns.simulated[slots] = frame.numbers("simulated")[0][rows]
+        columns.uuid[slots] = frame.batch.column("uuid").to_numpy(zero_copy_only=False)[rows]
+        for at, metric in enumerate(HEAT_METRICS):
+            values, valid = _heat(frame, metric.name)
+            columns.values[at, slots] = values[rows]
+            columns.valid[at, slots] = valid[rows]
+
+    def order(self) -> Array:
+        """The slots, sorted by node (``node-2`` before ``node-10``) and GPU."""
+        if self._order[0] != self.revision:
+            rank = np.empty(len(self.nodes), np.int64)
+            rank[np.array(sorted(range(len(self.nodes)), key=lambda at: natural(self.nodes[at])), np.int64)] = (
+                np.arange(len(self.nodes))
+            )
+            slots = np.arange(self.count)
+            self._order = self.revision, slots[np.lexsort((self.columns.gpu[slots], rank[self.columns.node[slots]]))]
+        return self._order[1]
+
+    def stale(self, now: float) -> Array:
+        """For each slot, whether it has said nothing for :data:`STALE_SECONDS`."""
+        return np.asarray(now - self.columns.last_seen[: self.count] > STALE_SECONDS)
+
+    def forget(self, now: float) -> None:
+        """Free what has been silent for :data:`FORGET_SECONDS`."""
+        kept = np.flatnonzero(now - self.columns.last_seen[: self.count] <= FORGET_SECONDS)
+        if len(kept) == self.count:
+            return
+        columns = self.columns.taken(kept, max(64, len(kept)))
+        count = len(kept)
+        used = np.unique(columns.node[:count])
+        self.nodes = [self.nodes[node] for node in used]
+        self._node_of = {name: node for node, name in enumerate(self.nodes)}
+        columns.node[:count] = np.searchsorted(used, columns.node[:count])
+        self._slots = np.full((max(8, len(used)), self._slots.shape[1]), -1, np.int32)
+        self._slots[columns.node[:count], columns.gpu[:count]] = np.arange(count)
+        self.columns, self.count = columns, count
+        self.revision += 1
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key under which digits count as numbers."""
+    parts: list[tuple[int, int, str]] = []
+    digits = ""
+    for letter in [*name, ""]:
+        if letter.isdecimal() and letter.isascii():
+            digits += letter
+            continue
+        if digits:
+            parts.append((0, int(digits), ""))
+            digits = ""
+        parts.append((1, 0, letter))
+    return parts
+
+
+def _heat(frame: Frame, name: str) -> tuple[Array, Array]:
+    if name != "memory_used_ratio":
+        return frame.numbers(name)
+    used, used_valid = frame.numbers("memory_used_mib")
+    total, total_valid = frame.numbers("memory_total_mib")
+    valid = used_valid & total_valid & ~(total == 0)
+    return np.divide(used, total, out=np.full(len(used), np.nan, np.float32), where=valid), valid

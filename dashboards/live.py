@@ -1,0 +1,233 @@
+"""The live service of a `serve` process: reads the fan-out, keeps the state, and once a tick encodes what has changed."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from dashboards import views
+from dashboards.fleet import FleetState
+from dashboards.incidents import IncidentFeed
+from dashboards.jobs import JobsState
+from dashboards.stream import Broadcast, encoded
+from telemetry_bus.bus import Record
+from telemetry_bus.fanout import FanOut, Skipped
+from telemetry_bus.frames import Frame
+from telemetry_bus.intake import Intake
+from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.topics import Topic
+
+TICK_SECONDS = 0.25
+"""Curves and job lines move four times a second: faster than an eye asks for, slow enough to cost nothing."""
+FLEET_TICKS = 4
+"""GPUs are sampled once a second, so the heatmap and the health line go out once a second."""
+SWEEP_TICKS = 40
+"""Every ten seconds what is silent is freed and holes that are too old are called lost."""
+INCIDENTS_POLL_SECONDS = 0.1
+"""Without a push, an incident is on the page within a tenth of a second."""
+CURVE_JOBS_MAX = 256
+"""Jobs whose new points go out in one tick (some 100 bytes each); of the others the names do."""
+JOBS_SHOWN_MAX = 200
+"""Lines of the job list; the number of all is told."""
+BREATH_RECORDS = 32
+"""Records of one topic that are taken before others get their turn: some 10 ms of work."""
+
+_log = logging.getLogger(__name__)
+
+
+class Live:
+    """The state that the page shows. :meth:`run` keeps it up until it is cancelled; ``failure`` says why it ended."""
+
+    def __init__(
+        self, fan: FanOut, feed: IncidentFeed, broadcast: Broadcast, clock: Clock, push: asyncio.Event | None
+    ) -> None:
+        self.intake = Intake()
+        self.fleet = FleetState()
+        self.jobs = JobsState()
+        self.frames: Counter[Topic] = Counter(dict.fromkeys(fan.topics, 0))
+        self.newest: dict[Topic, float] = {}
+        self.skipped = 0
+        self.lag_seconds: float | None = None
+        """The longest wait of a record between the bus and here, in the last second; None if none came."""
+        self.failure: BaseException | None = None
+        self._fan, self._feed, self._broadcast, self._clock = fan, feed, broadcast, clock
+        self._push = asyncio.Event() if push is None else push
+        self._lag: float | None = None
+        self._curve_sent = 0
+        self._layout_sent = -1
+        self._jobs_dirty = True
+        self._snapshot: tuple[int, bytes] = (-1, b"")
+
+    async def run(self) -> None:
+        """Read, tick and follow the incidents, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for topic in self._fan.topics:
+                    tasks.create_task(self._follow(topic), name=f"live {topic}")
+                tasks.create_task(self._tick_for_ever(), name="live tick")
+                tasks.create_task(self._follow_incidents(), name="live incidents")
+        except* Exception as group:  # noqa: BLE001 - kept, logged and told by /healthz, which has the process restarted
+            self.failure = group.exceptions[0]
+            _log.exception("the live state has ended; /healthz says so")
+
+    async def _follow(self, topic: Topic) -> None:
+        with self._fan.oldest(topic) as reader:
+            taken = 0
+            async for item in reader:
+                if isinstance(item, Skipped):
+                    self.skipped += item.count
+                    continue
+                self.take(item)
+                taken += 1
+                if taken % BREATH_RECORDS == 0:
+                    await asyncio.sleep(0)
+
+    def take(self, record: Record) -> None:
+        """Bring the state up to ``record``."""
+        lag = self._clock.now() - record.time
+        self._lag = lag if self._lag is None else max(self._lag, lag)
+        self.newest[record.topic] = record.time
+        self.frames[record.topic] += 1
+        taken = self.intake.take(record)
+        if taken.frame is not None:
+            self._show(record.topic, taken.frame)
+
+    def _show(self, topic: Topic, frame: Frame) -> None:
+        # The backlog is what was missed in an outage: it fills curves, and a GPU's row only where it is the newest.
+        match frame.schema_id:
+            case "gpu/1":
+                self.fleet.observe(frame)
+            case "train/1":
+                self.jobs.observe(frame)
+                self._jobs_dirty = True
+            case "metric/1":
+                self.jobs.observe_metrics(frame)
+            case "event/1" if topic is not Topic.BACKLOG:
+                self.jobs.observe_events(frame)
+                self._jobs_dirty = True
+            case _:
+                pass
+
+    async def _follow_incidents(self) -> None:
+        while True:
+            if changed := await self._feed.refresh():
+                self._broadcast.send("incidents", self.incidents_event(changed))
+            try:
+                async with asyncio.timeout(INCIDENTS_POLL_SECONDS):
+                    await self._push.wait()
+            except TimeoutError:
+                continue
+            self._push.clear()
+
+    async def _tick_for_ever(self) -> None:
+        number = 0
+        while True:
+            self.tick(number)
+            number += 1
+            await asyncio.sleep(TICK_SECONDS)
+
+    def tick(self, number: int) -> None:
+        """Encode and send what has changed since the last tick."""
+        now = self._clock.now()
+        clock, known = self.jobs.curve_clock, self.jobs.jobs.values()
+        # Who comes later gets a snapshot, so nothing is encoded for nobody.
+        watched = self._broadcast.clients > 0
+        if clock > self._curve_sent:
+            if watched:
+                self._broadcast.send("curve", views.curve_deltas(known, self._curve_sent, clock, CURVE_JOBS_MAX))
+            self._curve_sent = clock
+        if watched and (self._jobs_dirty or number % FLEET_TICKS == 0):
+            self._broadcast.send("jobs", self.jobs_event(now))
+            self._jobs_dirty = False
+        if number % FLEET_TICKS == 0:
+            self.lag_seconds, self._lag = self._lag, None
+            if watched:
+                self._broadcast.send("fleet", self.fleet_event(now))
+                self._broadcast.send("health", self.health_event(now))
+        if number % SWEEP_TICKS == SWEEP_TICKS - 1:
+            self.fleet.forget(now)
+            self.jobs.forget(now)
+            self.intake.ledger.expire(now)
+
+    def fleet_event(self, now: float, *, whole: bool = False) -> dict[str, Any]:
+        """The heatmap; with its layout if GPUs have come or gone, or if ``whole``."""
+        event = views.fleet_now(self.fleet, now)
+        if whole or self._layout_sent != self.fleet.revision:
+            event["layout"] = views.fleet_layout(self.fleet)
+            event["choices"] = views.metric_choices()
+            if not whole:
+                self._layout_sent = self.fleet.revision
+        return event
+
+    def jobs_event(self, now: float) -> dict[str, Any]:
+        """The job list: those with the newest rows, and the number of all."""
+        newest = sorted(self.jobs.jobs.values(), key=lambda job: -job.last_seen)[:JOBS_SHOWN_MAX]
+        lines = [views.job_summary(job, now) for job in newest]
+        return {"time": now, "count": len(self.jobs.jobs), "jobs": lines, "curve_version": self.jobs.curve_clock}
+
+    def incidents_event(self, incidents: list[dict[str, Any]]) -> dict[str, Any]:
+        """Incidents that have changed (or all), and how many are open by tier."""
+        return {
+            "time": self._clock.now(),
+            "revision": self._feed.revision,
+            "open": self._feed.open_by_tier(),
+            "incidents": incidents,
+        }
+
+    def health_event(self, now: float) -> dict[str, Any]:
+        """Nantucket about itself. Absent is ``None``: no lag is known while nothing comes."""
+        newest = max(self.newest.values(), default=None)
+        return {
+            "time": now,
+            "bus": "available" if self._fan.available else "unavailable",
+            "store": "available" if self._feed.failure is None else "unavailable",
+            "lag_seconds": self.lag_seconds,
+            "newest_record": newest,
+            "frames": self.frame_counts(),
+            "topics": {str(topic): count for topic, count in self.frames.items()},
+            "refused": {reason.value: count for reason, count in self.intake.refused.items() if count > 0},
+            "skipped": self.skipped,
+            "clients": self._broadcast.clients,
+            "clock_offsets": dict(list(self.intake.clock_offsets.items())[:8]),
+            "rows_over_limit": self.fleet.rows_over_limit,
+            "jobs_dropped": self.jobs.jobs_dropped,
+        }
+
+    def frame_counts(self) -> Mapping[str, int]:
+        """What the ledger has counted: ``missing`` is what is outstanding and what is lost for good."""
+        ledger = self.intake.ledger
+        return {
+            "seen": ledger.frames_total,
+            "outstanding": ledger.outstanding,
+            "lost": ledger.lost_total,
+            "missing": ledger.outstanding + ledger.lost_total,
+            "duplicate": ledger.duplicate_total,
+        }
+
+    def snapshot(self) -> bytes:
+        """Everything, as a client that has just come needs it: made once for all who come before the next event."""
+        if self._snapshot[0] != self._broadcast.end:
+            self._snapshot = self._broadcast.end, self._encode_snapshot()
+        return self._snapshot[1]
+
+    def _encode_snapshot(self) -> bytes:
+        now = self._clock.now()
+        return b"".join(
+            [
+                encoded("health", self.health_event(now)),
+                encoded("fleet", self.fleet_event(now, whole=True)),
+                encoded("jobs", self.jobs_event(now)),
+                encoded("incidents", self.incidents_event(self._feed.newest()) | {"whole": True}),
+            ]
+        )
+
+    def job(self, name: str, attempt: str | None) -> dict[str, Any] | None:
+        """A job with the curve of its newest attempt, or of ``attempt``; ``None`` if there is no such job or attempt."""
+        job = self.jobs.jobs.get(name)
+        if job is None:
+            return None
+        shown = job.newest if attempt is None else job.attempts.get(attempt)
+        if shown is None:
+            return None
+        return views.job_detail(job, shown, self._clock.now(), self.jobs.curve_clock)

@@ -1,0 +1,141 @@
+"""What Nantucket says to Prometheus, as OpenMetrics, from a registry of its own."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from dashboards.fleet import HEAT_METRICS, FleetState
+from dashboards.incidents import IncidentFeed
+from dashboards.live import Live
+from dashboards.stream import Broadcast
+from telemetry_bus.fanout import FanOut
+from telemetry_bus.runtime.clock import Clock
+
+GPUS_EXPORTED_MAX = 4_096
+"""Five series a GPU: a scrape of 20,000 series and some 3 MB. A larger fleet is exported by its nodes."""
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class LiveCollector(Collector):
+    """The numbers of the live state, made when they are asked for."""
+
+    def __init__(self, live: Live, fan: FanOut, broadcast: Broadcast, feed: IncidentFeed, clock: Clock) -> None:
+        self._live, self._fan, self._broadcast, self._feed, self._clock = live, fan, broadcast, feed, clock
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, with every label that it can have."""
+        yield from self._frames()
+        yield from self._readers()
+        yield labelled(
+            GaugeMetricFamily,
+            "nantucket_incidents_open",
+            "Incidents that are firing.",
+            "tier",
+            self._feed.open_by_tier(),
+        )
+        yield _counter(
+            "nantucket_store_failures", "Times that the incident store could not be read.", self._feed.failures
+        )
+        yield _gauge("nantucket_jobs", "Jobs that are shown.", len(self._live.jobs.jobs))
+        yield from self._fleet()
+
+    def _frames(self) -> Iterator[Metric]:
+        counts = self._live.frame_counts()
+        by_topic = {str(topic): count for topic, count in self._live.frames.items()}
+        yield labelled(CounterMetricFamily, "nantucket_frames", "Frames read from the bus.", "topic", by_topic)
+        yield _gauge(
+            "nantucket_frames_outstanding",
+            "Frames made but not here yet; a backlog may fill them.",
+            counts["outstanding"],
+        )
+        yield _counter("nantucket_frames_lost", "Frames that were outstanding for too long: final.", counts["lost"])
+        yield _counter("nantucket_frames_duplicate", "Frames that came again.", counts["duplicate"])
+        refused = {reason.value: count for reason, count in self._live.intake.refused.items()}
+        yield labelled(
+            CounterMetricFamily, "nantucket_frames_refused", "Frames or rows that were refused.", "reason", refused
+        )
+
+    def _readers(self) -> Iterator[Metric]:
+        lag = GaugeMetricFamily(
+            "nantucket_reader_lag_seconds", "Longest wait between bus and dashboard in the last second."
+        )
+        if self._live.lag_seconds is not None:
+            lag.add_metric([], self._live.lag_seconds)
+        yield lag
+        yield _gauge("nantucket_bus_available", "1 while the bus can be read, else 0.", int(self._fan.available))
+        yield _counter("nantucket_bus_reads", "Reads of the bus by the fan-out.", self._fan.bus_reads)
+        yield _gauge("nantucket_fanout_readers", "Readers of the fan-out, the page's own included.", self._fan.readers)
+        yield _counter("nantucket_fanout_skipped", "Records that slow readers were moved past.", self._fan.skipped)
+        yield _gauge("nantucket_sse_clients", "Browsers that follow the stream.", self._broadcast.clients)
+        yield _counter("nantucket_sse_skipped", "Events that slow browsers were moved past.", self._broadcast.skipped)
+
+    def _fleet(self) -> Iterator[Metric]:
+        fleet, stale = self._live.fleet, self._live.fleet.stale(self._clock.now())
+        yield _gauge("nantucket_gpus", "GPUs that are known.", fleet.count)
+        yield _gauge("nantucket_gpus_stale", "GPUs that have been silent for more than 10 s.", int(stale.sum()))
+        yield _counter(
+            "nantucket_gpu_rows_over_limit",
+            "GPU rows left out: the fleet is larger than the view.",
+            fleet.rows_over_limit,
+        )
+        if fleet.count <= GPUS_EXPORTED_MAX:
+            yield from gpu_families(fleet, np.flatnonzero(~stale))
+
+
+def gpu_families(fleet: FleetState, slots: Iterable[int]) -> Iterator[Metric]:
+    """The newest reading of each GPU in ``slots``; absent values are left out, NaN is NaN."""
+    columns = fleet.columns
+    labels = [
+        (
+            int(slot),
+            [
+                fleet.nodes[columns.node[slot]],
+                str(columns.gpu[slot]),
+                columns.uuid[slot] or "",
+                "true" if columns.simulated[slot] else "false",
+            ],
+        )
+        for slot in slots
+    ]
+    for at, metric in enumerate(HEAT_METRICS):
+        name = metric.name if metric.name.startswith("gpu_") else f"gpu_{metric.name}"
+        family = GaugeMetricFamily(
+            f"nantucket_{name}", f"{metric.title} of a GPU.", labels=["node", "gpu", "uuid", "simulated"]
+        )
+        for slot, values in labels:
+            if columns.valid[at, slot]:
+                family.add_metric(values, float(columns.values[at, slot]))
+        yield family
+
+
+def labelled(
+    kind: Callable[..., GaugeMetricFamily] | Callable[..., CounterMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, float],
+) -> Metric:
+    """A family with one label."""
+    family = kind(name, text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The registry as OpenMetrics text."""
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return text
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)

@@ -1,0 +1,40 @@
+"""`/metrics`, `/healthz`, `/readyz`: for machines that watch Nantucket."""
+
+from fastapi import APIRouter
+from starlette.responses import PlainTextResponse, Response
+
+from dashboards import metrics
+from dashboards.problems import Json, problem
+from dashboards.services import Given
+
+router = APIRouter()
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def openmetrics(given: Given) -> Response:
+    """Answer Prometheus, in OpenMetrics."""
+    return Response(metrics.exposition(given.registry), headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+@router.get("/healthz", response_class=Json)
+async def alive(given: Given) -> Response:
+    """Say whether the process does its work; if not, it wants to be started anew."""
+    failure = given.live.failure or given.fan.failure
+    if failure is not None:
+        return problem(503, f"the live state has ended with {type(failure).__name__}; restart this process")
+    return Json({"status": "alive"})
+
+
+@router.get("/readyz", response_class=Json)
+async def ready(given: Given) -> Response:
+    """Say whether the bus and the store can be read, and the newest of the log is here."""
+    lacking = []
+    if not given.fan.available:
+        lacking.append("the bus cannot be read")
+    elif not given.fan.is_caught_up:
+        lacking.append("the newest of the log is still being read")
+    try:
+        await given.incidents.ready()
+    except Exception as error:  # noqa: BLE001 - whatever store was handed in: that it fails is the answer
+        lacking.append(f"the incident store cannot be read ({type(error).__name__})")
+    return problem(503, "; ".join(lacking), {"Retry-After": "1"}) if lacking else Json({"status": "ready"})
