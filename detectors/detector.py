@@ -1,0 +1,87 @@
+"""What a detector is: a frozen configuration builds it, it is given frames and ticks, and it returns findings.
+
+A detector does no I/O and never reads a clock. It is deterministic: the same frames and ticks in the same order give the
+same findings under the same ids, live, in a test and in a replay. How the rows are cut into frames does not matter.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from telemetry_bus.findings import Finding
+from telemetry_bus.frames import Frame
+from telemetry_bus.intake import Intake
+from telemetry_bus.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Holes:
+    """Frames of one source that were made but have not come: how many, and since when (UTC seconds) the oldest is missed."""
+
+    outstanding: int
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderHealth:
+    """How well the bus is being read, as plain numbers at the moment of a tick. Detectors that watch Nantucket read it.
+
+    ``last_seen`` maps a source to the bus's time of its newest frame; ``holes`` has only sources that miss some;
+    ``lost`` counts the frames that will not come any more; ``clock_offsets`` has only clocks beyond the tolerance
+    (seconds ahead of the bus's); ``refused`` counts refusals since the start, by reason.
+    """
+
+    lag_seconds: Mapping[Topic, float] = field(default_factory=dict)
+    last_seen: Mapping[str, float] = field(default_factory=dict)
+    holes: Mapping[str, Holes] = field(default_factory=dict)
+    lost: int = 0
+    clock_offsets: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, int] = field(default_factory=dict)
+    watching_since: float = 0.0
+    """The bus's time since which ticks have come without a gap. Nobody watched before: silence then proves nothing."""
+
+
+def reader_health(intake: Intake, lag_seconds: Mapping[Topic, float], watching_since: float) -> ReaderHealth:
+    """What ``intake`` knows now, and how far behind the end of each topic its reader is."""
+    last_seen: dict[str, float] = {}
+    holes: dict[str, Holes] = {}
+    for count in intake.ledger:
+        last_seen[count.source] = max(count.last_seen, last_seen.get(count.source, count.last_seen))
+        if count.holes:
+            known = holes.get(count.source)
+            since = min(count.holes.values())
+            holes[count.source] = Holes(
+                len(count.holes) + (known.outstanding if known else 0), min(since, known.since) if known else since
+            )
+    refused = {fault.value: number for fault, number in intake.refused.items()}
+    return ReaderHealth(dict(lag_seconds), last_seen, holes, intake.ledger.lost_total, dict(intake.clock_offsets), refused, watching_since)
+
+
+class Detector(Protocol):
+    """Running state. ``name`` is also the file's name, the metric label and the heading in the documentation."""
+
+    @property
+    def name(self) -> str:
+        """The registered name."""
+        ...
+
+    @property
+    def topics(self) -> frozenset[Topic]:
+        """The topics whose frames it wants; ticks come to every detector."""
+        ...
+
+    def observe(self, frame: Frame) -> Sequence[Finding]:
+        """Take fresh rows of one of ``topics``, in the order of the bus. Never raises for what is in them."""
+        ...
+
+    def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
+        """Take the bus's clock (UTC seconds), which finds silence, and the health of the reader."""
+        ...
+
+
+class DetectorConfig(Protocol):
+    """A frozen, comparable configuration."""
+
+    def build(self) -> Detector:
+        """A detector that has seen nothing yet."""
+        ...

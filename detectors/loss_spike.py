@@ -1,0 +1,315 @@
+"""loss_spike: a job's loss far above what its run has done before.
+
+The loss is judged on the job's one curve (:class:`~detectors.windows.SeriesTable`), on a scale of ratios, by a robust centre and
+upper deviation of its last good rows, which stand still while an incident is open. One bad row is a warning; several of
+the last few are a page. A second test of the same kind is held against the best level that the run has had, so that a
+loss which climbs slowly, and takes its own window along, is found too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from detectors.detector import Detector, ReaderHealth
+from detectors.errors import WrongSetting
+from detectors.kernels import from_log_like, log_like, ones, robust_levels
+from detectors.windows import STEP_LIMIT, SeriesTable, rounds, steps
+from telemetry_bus.findings import Finding, FindingKind, finding_id
+from telemetry_bus.frames import Array, Frame
+from telemetry_bus.schemas import FindingState, Scope, Severity
+from telemetry_bus.topics import Topic
+
+NAME = "loss_spike"
+HANDOVER_STEPS = 50
+"""A job's curve is told by its best reporter (global before local, then the lowest rank). When that one has been silent for so
+many steps while others went on, the next best takes over."""
+SCOPE_ORDER = {Scope.GLOBAL: 0, None: 1, Scope.SHARD: 2, Scope.MICROBATCH: 3}
+"""Which rows tell the loss of the job best."""
+_SCOPE_STRIDE = 1 << 40
+_NOBODY = 1 << 60
+_CALM, _WARNED, _PAGED = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpike:
+    """Settings. Deviations are robust ones, of the loss on its scale of ratios.
+
+    window: good rows that make the baseline. warm_up_rows: rows before anything is said. page_deviations and page_rows: a
+    page needs so many of the last ``of_rows`` rows above so many deviations. warn_deviations: one row above this is a
+    warning. rise_deviations, rise_rows, rise_of_rows: the same for a page against the best level of the run.
+    smallest_rise: what is less than this above the centre (0.05 is 5 %) is never bad. calm_rows: rows in band that end an
+    incident. adopt_rows: a loss that has stayed high for so long is taken for the new level. restart_rows: for so many rows
+    after the learning rate went back up, or the step went back, limits are twice as far away.
+    """
+
+    window: int = 128
+    warm_up_rows: int = 50
+    page_deviations: float = 6.0
+    page_rows: int = 3
+    of_rows: int = 8
+    warn_deviations: float = 8.0
+    rise_deviations: float = 6.0
+    rise_rows: int = 5
+    rise_of_rows: int = 12
+    smallest_rise: float = 0.05
+    calm_rows: int = 50
+    warning_calm_rows: int = 10
+    adopt_rows: int = 2_000
+    refresh_rows: int = 8
+    restart_rows: int = 64
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if not getattr(self, item.name) > 0:
+                raise WrongSetting(NAME, item.name, getattr(self, item.name), "a number above zero")
+        if not self.page_rows <= self.of_rows <= 64 or not self.rise_rows <= self.rise_of_rows <= 64:
+            raise WrongSetting(NAME, "of_rows", self.of_rows, "at most 64 and at least page_rows (the same for rise_*)")
+        if not self.warm_up_rows <= self.window <= 4_096:
+            raise WrongSetting(NAME, "window", self.window, "at least warm_up_rows and at most 4096")
+
+    def build(self) -> Detector:
+        """A detector that has seen nothing yet."""
+        return LossSpikeDetector(self)
+
+
+def _blank(window: int) -> "np.ndarray[tuple[()], np.dtype[np.void]]":
+    """The state of a new series; ``ring`` holds the last good rows on the log-like scale."""
+    blank = np.zeros(
+        (),
+        dtype=[
+            ("seen", "f8"), ("reporter", "i8"), ("step", "i8"), ("lr", "f8"), ("lr_top", "f8"), ("rows", "i8"),
+            ("count", "i4"), ("at", "i4"), ("stale", "i4"), ("grace", "i4"), ("ring", "f8", (window,)),
+            ("centre", "f8"), ("spread", "f8"), ("top", "f8"), ("best", "f8"), ("best_spread", "f8"),
+            ("high", "u8"), ("risen", "u8"), ("phase", "i1"), ("calm", "i4"), ("held", "i4"),
+            ("onset_step", "i8"), ("onset_time", "f8"), ("last_good", "f8"),
+        ],
+    )  # fmt: skip
+    blank["reporter"], blank["step"] = _NOBODY, -2 * STEP_LIMIT
+    blank["ring"] = np.nan
+    for name in ("lr", "lr_top", "best", "best_spread", "last_good", "centre", "spread", "top"):
+        blank[name] = np.nan
+    return blank
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a frame that may tell a loss, as arrays of one length."""
+
+    row: Array
+    slot: Array
+    priority: Array
+    step: Array
+    time: Array
+    loss: Array
+    x: Array
+    lr: Array
+
+    def take(self, at: Array) -> "_Rows":
+        return _Rows(*(getattr(self, item.name)[at] for item in fields(self)))
+
+
+class LossSpikeDetector:
+    """See the module's text."""
+
+    name = NAME
+    topics = frozenset({Topic.TRAIN})
+
+    def __init__(self, config: LossSpike) -> None:
+        self.config = config
+        self.series = SeriesTable(_blank(config.window))
+
+    def observe(self, frame: Frame) -> Sequence[Finding]:
+        """Judge the losses of a frame, each job's in their order."""
+        if not frame.rows:
+            return ()
+        slots, new = self.series.slots(frame)
+        said = [(-1, finding) for slot in new for finding in self._superseded(slot, float(frame.times()[0]))]
+        rows = self._rows(frame, slots)
+        for part in rounds(rows.slot) if len(rows.row) else ():
+            said.extend(self._round(rows.take(part)))
+        return [finding for _row, finding in sorted(said, key=lambda item: item[0])]
+
+    def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
+        """Forget what has been silent for long."""
+        for slot in self.series.silent(now):
+            self.series.free(slot)
+        return ()
+
+    def _rows(self, frame: Frame, slots: Array) -> _Rows:
+        """The rows that tell a finite loss and come from their job's reporter, or may take its place."""
+        loss, valid = frame.numbers("loss")
+        step, state = steps(frame), self.series.state
+        scope = np.array([SCOPE_ORDER.get(name, 1) for name in frame.strings("scope")], dtype=np.int64)  # type: ignore[call-overload]
+        priority = scope * _SCOPE_STRIDE + frame.numbers("rank")[0]
+        known = state[["reporter", "step"]][slots]
+        may_tell = (priority <= known["reporter"]) | (step > known["step"] + HANDOVER_STEPS)
+        at = np.flatnonzero(valid & np.isfinite(loss) & (slots >= 0) & may_tell)
+        lr, lr_valid = frame.numbers("lr")
+        lr = np.where(lr_valid & np.isfinite(lr), lr, np.nan)
+        taken = loss[at]
+        return _Rows(at, slots[at], priority[at], step[at], frame.times()[at], taken, log_like(taken), lr[at])
+
+    def _round(self, rows: _Rows) -> list[tuple[int, Finding]]:
+        """Judge at most one row of each job."""
+        state, config = self.series.state, self.config
+        known = state[["reporter", "step"]][rows.slot]
+        told = (rows.priority <= known["reporter"]) | (rows.step > known["step"] + HANDOVER_STEPS)
+        if not told.all():
+            rows = rows.take(np.flatnonzero(told))
+            if not len(rows.row):
+                return []
+        slot = rows.slot
+        now = state[slot]
+        _note_restarts(now, rows, config)
+        high, risen, extreme = _judge(now, rows, config)
+        changed = _advance(now, rows, high, risen, extreme, config)
+        _learn(now, rows, high, config)
+        state[slot] = now
+        return [(int(rows.row[at]), self._say(now[at], rows, at, int(what))) for at, what in changed]
+
+    def _say(self, series: np.void, rows: _Rows, at: int, what: int) -> Finding:
+        job, attempt = self.series.keys[int(rows.slot[at])] or ("", "")
+        loss, step = float(rows.loss[at]), int(rows.step[at])
+        usual = from_log_like(float(series["centre"]))
+        onset = int(series["onset_step"])
+        deviations = float((rows.x[at] - series["centre"]) / series["spread"])
+        evidence = {
+            "loss": loss, "usual_loss": usual, "deviations": round(deviations, 2),
+            "last_good_loss": float(series["last_good"]), "limit_loss": from_log_like(_limit(series, self.config)),
+            "best_loss": from_log_like(float(series["best"])), "high_rows": int(ones(series["high"])),
+            "of_rows": self.config.of_rows, "lr": None if np.isnan(rows.lr[at]) else float(rows.lr[at]),
+        }  # fmt: skip
+        severity = Severity.CRITICAL if what == _PAGED or (what == _CALM and series["held"] < 0) else Severity.WARNING
+        title, message = _words(job, step, onset, what, evidence)
+        return Finding(
+            id=finding_id(NAME, job, attempt, onset, severity.value, "resolved" if what == _CALM else "firing", step),
+            time=float(rows.time[at]), detector=NAME, kind=FindingKind.LOSS_SPIKE,
+            state=FindingState.RESOLVED if what == _CALM else FindingState.FIRING, severity=severity,
+            title=title, message=message, job=job, attempt=attempt, step=step,
+            onset_step=onset, onset_time=float(series["onset_time"]), evidence=evidence,
+        )  # fmt: skip
+
+    def _superseded(self, new_slot: int, now: float) -> list[Finding]:
+        """A new attempt of a job ends the open incidents of those before."""
+        key = self.series.keys[new_slot]
+        assert key is not None
+        found = []
+        for slot in self.series.of_job(key[0]):
+            old = self.series.state[slot]
+            old_key = self.series.keys[slot]
+            if slot == new_slot or old["phase"] == _CALM or old_key is None:
+                continue
+            severity = Severity.CRITICAL if old["phase"] == _PAGED else Severity.WARNING
+            found.append(
+                Finding(
+                    id=finding_id(NAME, *old_key, int(old["onset_step"]), severity.value, "resolved", key[1]),
+                    time=now, detector=NAME, kind=FindingKind.LOSS_SPIKE, state=FindingState.RESOLVED, severity=severity,
+                    title=f"{key[0]}: attempt {key[1]} has begun; the loss spike of attempt {old_key[1]} is over",
+                    job=old_key[0], attempt=old_key[1], step=int(old["step"]), onset_step=int(old["onset_step"]),
+                    onset_time=float(old["onset_time"]), evidence={"superseded_by": key[1]},
+                )
+            )  # fmt: skip
+            self.series.state["phase"][slot] = _CALM
+        return found
+
+
+def _note_restarts(now: Array, rows: _Rows, config: LossSpike) -> None:
+    """A learning rate that goes back up to where it was, or a step that goes back, makes limits wider for a while.
+
+    A learning rate beyond any that the run has had is no restart: it is a likely cause.
+    """
+    with np.errstate(invalid="ignore"):
+        restart = (rows.lr > 2.0 * now["lr"]) & (rows.lr <= 1.05 * now["lr_top"])
+    back = (rows.step < now["step"]) & (now["rows"] > 0)
+    now["grace"] = np.where(restart | back, config.restart_rows, np.maximum(now["grace"] - 1, 0))
+    now["high"][back], now["risen"][back] = 0, 0
+    now["lr"] = np.where(np.isnan(rows.lr), now["lr"], rows.lr)
+    now["lr_top"] = np.fmax(now["lr_top"], rows.lr)
+    now["reporter"], now["step"], now["seen"] = rows.priority, rows.step, np.maximum(now["seen"], rows.time)
+    now["rows"] += 1
+
+
+def _limit(series: Array | np.void, config: LossSpike) -> Array:
+    """Above this, on the log-like scale, a row is high."""
+    wider = np.where(series["grace"] > 0, 2.0, 1.0)
+    return series["centre"] + wider * np.maximum(config.page_deviations * series["spread"], np.log1p(config.smallest_rise))
+
+
+def _judge(now: Array, rows: _Rows, config: LossSpike) -> tuple[Array, Array, Array]:
+    """Which rows are high, which are high against the run's best level, and which are a warning on their own."""
+    warm = now["count"] >= config.warm_up_rows
+    wider = np.where(now["grace"] > 0, 2.0, 1.0)
+    floor = np.log1p(config.smallest_rise)
+    high = warm & (rows.x > _limit(now, config))
+    best_limit = now["best"] + wider * np.maximum(config.rise_deviations * now["best_spread"], floor)
+    risen = warm & (high | (rows.x > best_limit))  # a best level that is not known yet is NaN, and nothing is above it
+    alone = np.maximum(config.warn_deviations * now["spread"], now["top"] - now["centre"] + 2.0 * now["spread"])
+    extreme = high & (rows.x > now["centre"] + wider * np.maximum(alone, 2.0 * floor))
+    return high, risen, extreme
+
+
+def _advance(
+    now: Array, rows: _Rows, high: Array, risen: Array, extreme: Array, config: LossSpike
+) -> list[tuple[int, int]]:
+    """Move every series between calm, warned and paged; which of them have something to say, and what."""
+    one = np.uint64(1)
+    now["high"] = ((now["high"] << one) | high.astype(np.uint64)) & np.uint64((1 << config.of_rows) - 1)
+    now["risen"] = ((now["risen"] << one) | risen.astype(np.uint64)) & np.uint64((1 << config.rise_of_rows) - 1)
+    page = (high & (ones(now["high"]) >= config.page_rows)) | (risen & (ones(now["risen"]) >= config.rise_rows))
+    before = now["phase"].copy()
+    bad = high | risen
+    now["calm"] = np.where(bad, 0, now["calm"] + 1)
+    now["held"] = np.where(before == _CALM, 0, now["held"] + 1)
+    quiet = np.where(before == _PAGED, config.calm_rows, config.warning_calm_rows)
+    over = (before != _CALM) & ((now["calm"] >= quiet) | (now["held"] >= config.adopt_rows))
+    after = np.where(over, _CALM, np.where(page, _PAGED, np.where(extreme, np.maximum(before, _WARNED), before)))
+    first_bad = bad & (before == _CALM) & (ones(now["high"] | now["risen"]) == 1)
+    now["onset_step"] = np.where(first_bad, rows.step, now["onset_step"])
+    now["onset_time"] = np.where(first_bad, rows.time, now["onset_time"])
+    now["phase"] = after
+    changes = np.flatnonzero(before != after)
+    if not len(changes):
+        return []
+    said = [(int(at), int(after[at])) for at in changes]
+    now["held"] = np.where(over & (before == _PAGED), -1, now["held"])
+    adopted = over & (now["calm"] < quiet)
+    now["count"][adopted], now["best"][adopted] = 0, np.nan
+    now["high"][over], now["risen"][over] = 0, 0
+    return said
+
+
+def _learn(now: Array, rows: _Rows, high: Array, config: LossSpike) -> None:
+    """Put good rows into the baseline, which stands still during an incident, and refresh the levels now and then."""
+    good = ~high & (now["phase"] == _CALM)
+    at = np.flatnonzero(good)
+    if not len(at):
+        return
+    now["ring"][at, now["at"][at]] = rows.x[at]
+    now["last_good"][at] = rows.loss[at]
+    now["at"][at] = (now["at"][at] + 1) % config.window
+    now["count"][at] = np.minimum(now["count"][at] + 1, config.window)
+    now["stale"][at] += 1
+    due = at[(now["stale"][at] >= config.refresh_rows) & (now["count"][at] >= config.refresh_rows)]
+    if not len(due):
+        return
+    counts = now["count"][due]
+    live = np.arange(config.window) < counts[:, None]
+    centre, spread, top = robust_levels(np.where(live, now["ring"][due], np.nan), counts)
+    now["centre"][due], now["spread"][due], now["top"][due], now["stale"][due] = centre, spread, top, 0
+    full = counts == config.window
+    lower = full & ~(centre >= now["best"][due])
+    now["best"][due[lower]], now["best_spread"][due[lower]] = centre[lower], spread[lower]
+
+
+def _words(job: str, step: int, onset: int, what: int, evidence: dict[str, object]) -> tuple[str, str]:
+    loss, usual = evidence["loss"], evidence["usual_loss"]
+    numbers = f"the loss is {loss:.4g}; its usual level is {usual:.4g} and {evidence['limit_loss']:.4g} is the limit"
+    if what == _CALM:
+        return f"{job}: the loss is back in band at step {step}", f"Since step {onset} it was high; now {numbers}."
+    if what == _WARNED:
+        return f"{job}: the loss jumped to {loss:.4g} at step {step}", f"One row so far: {numbers}."
+    return (
+        f"{job}: loss spike since step {onset}, {loss:.4g} at step {step} where {usual:.4g} is usual",
+        f"{evidence['high_rows']} of the last {evidence['of_rows']} rows are high: {numbers}.",
+    )
