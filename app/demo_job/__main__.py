@@ -24,7 +24,7 @@ def _run(options: argparse.Namespace) -> None:
     # These load numpy, which must not happen before main() has set the number of threads.
     import nantucket  # noqa: PLC0415
     from app.demo_job.corpus import load_corpus  # noqa: PLC0415
-    from app.demo_job.job import JobName, run_job  # noqa: PLC0415
+    from app.demo_job.job import JobName, RunLimits, run_job  # noqa: PLC0415
     from app.demo_job.ledger import Ledger  # noqa: PLC0415
     from app.demo_job.trainer import Trainer, TrainingConfig, draw_kick  # noqa: PLC0415
 
@@ -36,13 +36,9 @@ def _run(options: argparse.Namespace) -> None:
         kick_factor=drawn_factor if options.kick_factor is None else options.kick_factor,
     )
     trainer = Trainer(config, load_corpus())
-    run = nantucket.init(job=options.job, rank=options.rank)
-    try:
+    with nantucket.init(job=options.job, rank=options.rank) as run, Ledger(options.ledger) as ledger:
         name = JobName(job=options.job, attempt=run.attempt, rank=options.rank)
-        with Ledger(options.ledger) as ledger:
-            run_job(name, trainer, ledger, run.log, options.steps, options.after_seconds)
-    finally:
-        run.finish()
+        run_job(name, trainer, ledger, run.log, RunLimits(options.steps, options.after_seconds))
 
 
 def _parser() -> argparse.ArgumentParser:

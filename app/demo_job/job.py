@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from app.demo_job.ledger import Ledger
+from app.demo_job.ledger import Ledger, Value
 from app.demo_job.trainer import StepResult, Trainer
 
 LogStep = Callable[..., None]
@@ -20,31 +20,50 @@ class JobName:
     rank: int
 
 
-def run_job(name: JobName, trainer: Trainer, ledger: Ledger, log: LogStep, steps: int, after_seconds: float) -> int:
-    """Train for at most ``steps`` steps, ``after_seconds`` of them after the first bad one; returns how many it ran.
+@dataclass(frozen=True)
+class RunLimits:
+    """When the job ends: after ``steps`` steps, or ``after_seconds`` after the first bad one, whichever comes first."""
+
+    steps: int
+    after_seconds: float
+
+
+def run_job(
+    name: JobName,
+    trainer: Trainer,
+    ledger: Ledger,
+    log: LogStep,
+    limits: RunLimits,
+    *,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> int:
+    """Train until ``limits``; returns how many steps were run. ``monotonic`` (seconds) times the steps and the end.
 
     The first bad step is in the ledger, durably, before ``log`` is called for it. Training goes on after it as a job
     without a guard would: what was one overflow becomes NaN in every parameter.
     """
-    config = {key: value for key, value in asdict(trainer.config).items() if key != "rank"}
-    counted = {"parameters": trainer.model.parameter_count, "steps": steps}
-    ledger.write("start", asdict(name) | config | counted)
+    ledger.write("start", asdict(name) | _start_values(trainer, limits))
     stop_at: float | None = None
     done = 0
-    while done < steps and (stop_at is None or time.monotonic() < stop_at):
-        began = time.monotonic()
+    while done < limits.steps and (stop_at is None or monotonic() < stop_at):
+        began = monotonic()
         result = trainer.step()
-        ended = time.monotonic()
+        ended = monotonic()
         if result.is_bad and stop_at is None:
-            stop_at = ended + after_seconds
-            ledger.write("nonfinite", asdict(name) | _ledger_values(result))
+            stop_at = ended + limits.after_seconds
+            ledger.write("nonfinite", asdict(name) | _first_bad_values(result))
         _log_step(log, trainer, result, ended - began)
         done += 1
     ledger.write("end", asdict(name) | {"steps": done})
     return done
 
 
-def _ledger_values(result: StepResult) -> dict[str, str | int | float | None]:
+def _start_values(trainer: Trainer, limits: RunLimits) -> dict[str, Value]:
+    counted = {"parameters": trainer.model.parameter_count}
+    return asdict(trainer.config) | asdict(limits) | counted
+
+
+def _first_bad_values(result: StepResult) -> dict[str, Value]:
     return {
         "step": result.step,
         "parameter": result.first_nonfinite,

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.demo_job.corpus import Corpus
-from app.demo_job.layers import Floats
+from app.demo_job.layers import Floats, Tokens
 from app.demo_job.model import LanguageModel, ModelConfig
 
 KICK_STEP_FIRST, KICK_STEP_LAST = 420, 620
 """Bounds of a kick step drawn from the seed: late enough for 400 healthy steps, early enough for a demo of seconds."""
-KICK_FACTOR_FIRST, KICK_FACTOR_LAST = 40, 100
+KICK_FACTOR_FIRST, KICK_FACTOR_LAST = 30, 90
 """Bounds of a kick factor drawn from the seed. docs/demo.md has the measurements that these come from."""
 
 _WEIGHTS_STREAM, _BATCHES_STREAM, _KICK_STREAM = 0, 1, 2
@@ -40,7 +40,7 @@ class TrainingConfig:
     learning_rate: float = 0.1
     momentum: float = 0.9
     warmup_steps: int = 20
-    loss_scale: float = 32768.0
+    loss_scale: float = 65536.0
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of ``step`` (from 0)."""
@@ -100,13 +100,17 @@ class Trainer:
         """Characters that one step trains on."""
         return self.config.batch * self.config.context
 
+    def next_batch(self) -> tuple[Tokens, Tokens]:
+        """The inputs and targets that come next; each call moves on."""
+        return self.corpus.batch(self._batches, self.config.batch, self.config.context)
+
     def step(self) -> StepResult:
         """One step: forward, backward, gradients to float16, update. Non-finite numbers are results, not errors."""
         step, self.next_step = self.next_step, self.next_step + 1
         learning_rate = self.config.learning_rate_at(step)
         # Overflow and NaN are what this job is for: they are counted below, so numpy need not warn of them.
         with np.errstate(over="ignore", invalid="ignore"):
-            loss = self.model.forward(*self.corpus.batch(self._batches, self.config.batch, self.config.context))
+            loss = self.model.forward(*self.next_batch())
             backward = self.model.backward(self.config.loss_scale)
             self.gradients = {name: grad.astype(np.float16) for name, grad in backward}
             square_sum = self._update(learning_rate)
