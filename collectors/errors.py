@@ -10,7 +10,27 @@
     ├── UnknownSource           a source name that is not in the registry
     └── InvalidSimulation       a simulated fleet that cannot be
         └── InvalidFault        a fault that means nothing
+
+A field that could not be read is no exception but a null, counted with a :class:`FieldFailure`. This file imports
+nothing of ours: the process that talks to the driver has it too.
 """
+
+from enum import StrEnum
+
+
+class FieldFailure(StrEnum):
+    """Why a field could not be read. Every value is a metric label and starts at zero."""
+
+    UNSUPPORTED = "unsupported"
+    """This GPU or this driver does not have it."""
+    NOT_PERMITTED = "not_permitted"
+    """The driver has it and does not give it to this user."""
+    GPU_LOST = "gpu_lost"
+    """The GPU does not answer any more."""
+    DRIVER_ERROR = "driver_error"
+    """Any other code of the driver."""
+    NO_ANSWER = "no_answer"
+    """The driver did not answer within the deadline, or its reader died; the field is ``*``."""
 
 
 class CollectorError(Exception):
@@ -72,3 +92,53 @@ class InvalidFault(InvalidSimulation):
 
     def __init__(self, fault: object, key: str, expected: str) -> None:
         super().__init__(f"{key} of the fault {fault!r}", getattr(fault, key), expected)
+
+
+class Refused(StrEnum):
+    """Why the listener for the SDK refused something. Every value is a metric label and starts at zero."""
+
+    BAD_REQUEST = "bad_request"
+    NOT_FOUND = "not_found"
+    UPGRADE_REQUIRED = "upgrade_required"
+    HEAD_TOO_LARGE = "head_too_large"
+    HEAD_LATE = "head_late"
+    TOKEN_MISSING = "token_missing"
+    TOKEN_WRONG = "token_wrong"
+    TOO_MANY_CONNECTIONS = "too_many_connections"
+    HELLO_EXPECTED = "hello_expected"
+    BAD_HELLO = "bad_hello"
+    VERSION = "version"
+    WRONG_JOB = "wrong_job"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    MESSAGE_LATE = "message_late"
+    NOT_JSON = "not_json"
+    NOT_A_MESSAGE = "not_a_message"
+    BAD_STREAM = "bad_stream"
+    BAD_SEQ = "bad_seq"
+    BAD_SENT = "bad_sent"
+    BAD_ROWS = "bad_rows"
+    BAD_ROW = "bad_row"
+    BAD_CELL = "bad_cell"
+    MISSING_CELL = "missing_cell"
+
+
+class WireRefusal(CollectorError):
+    """Something that came over the SDK's wire is refused; ``reason`` is also the metric label."""
+
+    def __init__(self, reason: Refused, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SocketTaken(CollectorError):
+    """The path for the listener's socket is in use."""
+
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(
+            f"the SDK's socket cannot be at {path}: {found}. Expected a free path: stop the other collector, or set another path."
+        )
+        self.path = path
+
+
+class UnsafeListener(CollectorError):
+    """The listener was asked to stand where anybody could write a job's rows, or where it cannot stand."""

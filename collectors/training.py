@@ -1,0 +1,416 @@
+"""The listener for the SDK: a Unix socket, a port of this machine, or both, and from there to the bus.
+
+A message is acknowledged only after ``publish`` has returned, so that an SDK keeps what is not durable. What is refused is
+answered with its reason and counted, and stops nothing else. docs/wire.md describes the protocol.
+"""
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import socket
+import stat
+import struct
+from collections import deque
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from collectors.credentials import JobCredentials
+from collectors.errors import Refused, SocketTaken, UnsafeListener, WireRefusal
+from collectors.training_lanes import HELD_BYTES_MAX, ByteBudget, Counters, Lane, Message, Publish
+from collectors.training_wire import (
+    HEAD_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    PROTOCOL,
+    Handshake,
+    Hello,
+    RowsMessage,
+    Stream,
+    parse_handshake,
+    parse_hello,
+    parse_object,
+    parse_rows,
+)
+from telemetry_bus.runtime.clock import Clock
+
+LOGGER = logging.getLogger(__name__)
+CONNECTIONS_MAX = 512
+"""A node has 16 ranks; a workstation's demo and its benchmark open 200. Each may buffer up to 128 KiB unread."""
+READ_BYTES = 64 * 1024
+HELLO_SECONDS = 5.0
+"""From connecting to the handshake, and from there to hello: both follow within a millisecond."""
+BODY_SECONDS = 10.0
+"""From a message's length to its last byte: 256 KiB on one machine take a millisecond."""
+CLOSE_SECONDS = 1.0
+"""How long closing waits for what is on its way to the bus. What is not acknowledged by then is sent to the next collector."""
+OFFSETS_KEPT = 32
+"""Messages over which a connection's clock offset is measured. A message can be late on its way and never early, so that
+the greatest of the differences is the nearest to the truth."""
+UNIX_PATH_BYTES_MAX = 107
+"""Linux's ``sun_path`` has 108 bytes with its final zero."""
+UNIX_MODE = 0o660
+"""Who may connect may write training rows: the collector's user and its group. A node whose jobs run under many users puts
+them in that group, or asks every job for its token."""
+_LENGTH = struct.Struct("<I")
+_STATUS = {
+    Refused.BAD_REQUEST: "400 Bad Request",
+    Refused.TOKEN_MISSING: "401 Unauthorized",
+    Refused.TOKEN_WRONG: "403 Forbidden",
+    Refused.NOT_FOUND: "404 Not Found",
+    Refused.HEAD_LATE: "408 Request Timeout",
+    Refused.UPGRADE_REQUIRED: "426 Upgrade Required",
+    Refused.HEAD_TOO_LARGE: "431 Request Header Fields Too Large",
+    Refused.TOO_MANY_CONNECTIONS: "503 Service Unavailable",
+}
+
+
+class TrainingListener:
+    """Takes training rows from SDKs and publishes them. Use it in ``async with``; it can be opened once.
+
+    ``unix_path``: a socket for this node's jobs (a token is optional there, and must be right if it is sent and there are
+    ``credentials``). ``tcp``: (address, port) of a loopback interface, port 0 for any; it takes only jobs with their token.
+    ``require_token`` asks for one on the Unix socket too.
+    """
+
+    def __init__(
+        self,
+        publish: Publish,
+        clock: Clock,
+        *,
+        node: str,
+        region: str | None = None,
+        unix_path: str | os.PathLike[str] | None = None,
+        unix_mode: int = UNIX_MODE,
+        tcp: tuple[str, int] | None = None,
+        credentials: JobCredentials | None = None,
+        require_token: bool = False,
+    ) -> None:
+        _check_place(unix_path, tcp, credentials, require_token)
+        self.node = node
+        self.region = region
+        self.unix_path = None if unix_path is None else Path(unix_path)
+        self.tcp_address: tuple[str, int] | None = None
+        """Where the port is, once open."""
+        self.counters = Counters()
+        self.clock = clock
+        self._unix_mode = unix_mode
+        self._tcp = tcp
+        self._credentials = credentials
+        self._require_token = require_token
+        self.budget = ByteBudget(HELD_BYTES_MAX)
+        self.lanes = {stream: Lane(stream, publish, clock, self.budget, self.counters) for stream in Stream}
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        """Open the sockets and start. Raises ``SocketTaken``, or ``OSError`` for an address that cannot be had."""
+        async with AsyncExitStack() as stack:
+            self._group = await stack.enter_async_context(asyncio.TaskGroup())
+            tasks = [self._group.create_task(lane.run(), name=f"sdk-{lane.stream}") for lane in self.lanes.values()]
+            stack.callback(lambda: [task.cancel() for task in tasks])
+            stack.push_async_callback(self._flush)
+            if self.unix_path is not None:
+                await self._open_unix(self.unix_path, stack)
+            if self._tcp is not None:
+                await self._open_tcp(*self._tcp, stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop listening, let what is on its way become durable for a moment, and hang up."""
+        await self._stack.__aexit__(kind, error, trace)
+
+    async def _open_unix(self, path: Path, stack: AsyncExitStack) -> None:
+        listening = await asyncio.to_thread(_bind_unix, path, self._unix_mode)
+        inode = (await asyncio.to_thread(path.stat)).st_ino
+        stack.push_async_callback(asyncio.to_thread, _unlink_own, path, inode)
+        server = await asyncio.start_unix_server(self._connected(False), sock=listening, limit=READ_BYTES)
+        stack.callback(server.close)
+
+    async def _open_tcp(self, host: str, port: int, stack: AsyncExitStack) -> None:
+        server = await asyncio.start_server(self._connected(True), host, port, limit=READ_BYTES)
+        stack.callback(server.close)
+        name = server.sockets[0].getsockname()
+        self.tcp_address = (name[0], name[1])
+
+    def _connected(self, tcp: bool) -> Any:
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = self._group.create_task(_Connection(self, reader, writer, tcp).serve(), name="sdk-connection")
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+        return accept
+
+    async def _flush(self) -> None:
+        with suppress(TimeoutError):  # the SDKs keep what was not acknowledged
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for lane in self.lanes.values():
+                    await lane.idle()
+        for task in list(self._connections):
+            task.cancel()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of messages that were read and are not durable yet."""
+        return self.budget.held
+
+    def authorize(self, handshake: Handshake, tcp: bool) -> None:
+        """Check the handshake's token. Raises :class:`WireRefusal`."""
+        if handshake.token is None:
+            if tcp or self._require_token:
+                message = f"a token for job {handshake.job} is needed here; make one with: nantucket job token {handshake.job}"
+                raise WireRefusal(Refused.TOKEN_MISSING, f"{message}, and set NANTUCKET_TOKEN")
+            return
+        if self._credentials is not None and not self._credentials.check(handshake.job, handshake.token):
+            message = (
+                f"the token is not that of job {handshake.job}; make one with: nantucket job token {handshake.job}"
+            )
+            raise WireRefusal(Refused.TOKEN_WRONG, message)
+
+
+class _Connection:
+    """One SDK process, from its handshake to its end."""
+
+    def __init__(
+        self, listener: TrainingListener, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, tcp: bool
+    ) -> None:
+        self._listener = listener
+        self._reader = reader
+        self._writer = writer
+        self._tcp = tcp
+        self._counters = listener.counters
+        self._offsets: deque[float] = deque(maxlen=OFFSETS_KEPT)
+        self._said_unknown = False
+
+    async def serve(self) -> None:
+        """Serve until the other end closes, says something that ends the connection, or the listener closes."""
+        self._counters.connections += 1
+        self._counters.connections_now += 1
+        try:
+            hello = await self._greeted()
+            if hello is not None:
+                await self._read_rows(hello)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the other end is gone; what it sent completely is on its way, and the rest it sends again
+        finally:
+            self._counters.connections_now -= 1
+            self._writer.close()
+            with suppress(OSError):
+                await self._writer.wait_closed()
+
+    async def _greeted(self) -> Hello | None:
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                handshake = await self._shake_hands()
+        except TimeoutError:
+            await self._refuse_http(WireRefusal(Refused.HEAD_LATE, f"no complete request within {HELLO_SECONDS:.0f} s"))
+            return None
+        except WireRefusal as refusal:
+            await self._refuse_http(refusal)
+            return None
+        self._writer.write(
+            f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
+        )
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                text = await self._reader.readexactly(await self._length())
+            return parse_hello(parse_object(text), handshake.job)
+        except TimeoutError:
+            await self._refuse_connection(WireRefusal(Refused.MESSAGE_LATE, f"no hello within {HELLO_SECONDS:.0f} s"))
+        except WireRefusal as refusal:
+            await self._refuse_connection(refusal)
+        return None
+
+    async def _shake_hands(self) -> Handshake:
+        try:
+            head = await self._reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError as error:
+            raise _head_too_large() from error
+        if len(head) > HEAD_BYTES_MAX:
+            raise _head_too_large()
+        if self._counters.connections_now > CONNECTIONS_MAX:
+            raise WireRefusal(
+                Refused.TOO_MANY_CONNECTIONS, f"{CONNECTIONS_MAX} connections are open, which is the most"
+            )
+        handshake = parse_handshake(head[:-4])
+        self._listener.authorize(handshake, self._tcp)
+        return handshake
+
+    async def _read_rows(self, hello: Hello) -> None:
+        while True:
+            size = 0
+            try:
+                size = await self._length()
+                await self._listener.budget.take(size)
+                done = await self._one_message(hello, size)
+            except WireRefusal as refusal:
+                await self._refuse_connection(refusal)
+                return
+            if done:
+                return
+            await self._writer.drain()
+
+    async def _one_message(self, hello: Hello, size: int) -> bool:
+        """Read one message and hand it on; True after ``bye``. Whatever happens, its bytes are given back once."""
+        handed_on = False
+        try:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    text = await self._reader.readexactly(size)
+            except TimeoutError as error:
+                expected = f"expected {size} bytes within {BODY_SECONDS:.0f} s of the message's length"
+                raise WireRefusal(Refused.MESSAGE_LATE, f"the message: {expected}, found fewer") from error
+            body = self._parsed(text)
+            if body is None:
+                return False
+            if body.get("type") == "bye":
+                return True
+            message = self._rows(body)
+            if message is not None:
+                handed_on = True
+                await self._accept(hello, message, size)
+            return False
+        finally:
+            if not handed_on:
+                await self._listener.budget.give_back(size)
+
+    def _parsed(self, text: bytes) -> dict[str, Any] | None:
+        try:
+            return parse_object(text)
+        except WireRefusal as refusal:
+            self._refuse(refusal, {})
+            return None
+
+    def _rows(self, body: dict[str, Any]) -> RowsMessage | None:
+        try:
+            if body.get("type") != "rows":
+                found = ascii(str(body.get("type"))[:40])
+                raise WireRefusal(Refused.NOT_A_MESSAGE, f"type: expected 'rows' or 'bye', found {found}")
+            return parse_rows(body)
+        except WireRefusal as refusal:
+            self._refuse(refusal, body)
+            return None
+
+    async def _accept(self, hello: Hello, rows: RowsMessage, size: int) -> None:
+        self._offsets.append(rows.sent - self._listener.clock.now())
+        self._counters.unknown_fields += rows.unknown
+        if rows.unknown and not self._said_unknown:
+            self._said_unknown = True
+            LOGGER.warning(
+                "%s of job %s sends columns that this collector does not know; they are left out", hello.sdk, hello.job
+            )
+        message = Message(hello, rows, size, lambda: max(self._offsets), [self])
+        await self._listener.lanes[rows.stream].accept(message, self._listener.region, self._listener.node)
+
+    async def _length(self) -> int:
+        (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+        if not 0 < length <= MESSAGE_BYTES_MAX:
+            expected = f"expected 1 to {MESSAGE_BYTES_MAX} bytes"
+            raise WireRefusal(Refused.MESSAGE_TOO_LARGE, f"the message's length: {expected}, found {length}")
+        return int(length)
+
+    def acknowledge(self, stream: Stream, seq: int) -> None:
+        """Say that a message is durable, if the other end is still there."""
+        self._send({"type": "ack", "stream": stream, "seq": seq})
+
+    def _send(self, body: dict[str, Any]) -> None:
+        if self._writer.is_closing():
+            return
+        text = json.dumps(body, separators=(",", ":")).encode()
+        self._writer.write(_LENGTH.pack(len(text)) + text)
+
+    def _refuse(self, refusal: WireRefusal, body: dict[str, Any]) -> None:
+        """Refuse one message; the connection goes on."""
+        self._counters.refused[refusal.reason] += 1
+        LOGGER.warning("an SDK's message is refused: %s", refusal)
+        answer: dict[str, Any] = {"type": "refuse", "reason": refusal.reason, "message": str(refusal)}
+        if isinstance(body.get("stream"), str) and type(body.get("seq")) is int:
+            answer |= {"stream": body["stream"][:16], "seq": body["seq"]}
+        self._send(answer)
+
+    async def _refuse_connection(self, refusal: WireRefusal) -> None:
+        """Refuse the connection after its handshake."""
+        self._counters.refused[refusal.reason] += 1
+        LOGGER.warning("an SDK's connection is refused: %s", refusal)
+        self._send({"type": "refuse", "reason": refusal.reason, "message": str(refusal)})
+        await self._writer.drain()
+
+    async def _refuse_http(self, refusal: WireRefusal) -> None:
+        self._counters.refused[refusal.reason] += 1
+        LOGGER.warning("an SDK's connection is refused: %s", refusal)
+        status = _STATUS[refusal.reason]
+        problem = {"type": "about:blank", "title": status[4:], "status": int(status[:3]), "detail": str(refusal)}
+        body = json.dumps(problem | {"reason": refusal.reason}).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/problem+json\r\nContent-Length: {len(body)}\r\n"
+        if refusal.reason is Refused.UPGRADE_REQUIRED:
+            head += f"Upgrade: {PROTOCOL}\r\n"
+        self._writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+        await self._writer.drain()
+
+
+def _head_too_large() -> WireRefusal:
+    return WireRefusal(
+        Refused.HEAD_TOO_LARGE, f"the request's head: expected at most {HEAD_BYTES_MAX} bytes, found more"
+    )
+
+
+def _check_place(
+    unix_path: str | os.PathLike[str] | None,
+    tcp: tuple[str, int] | None,
+    credentials: JobCredentials | None,
+    require: bool,
+) -> None:
+    if unix_path is None and tcp is None:
+        raise UnsafeListener("the listener for the SDK: expected a socket's path or a port, found neither")
+    if unix_path is not None and len(os.fsencode(unix_path)) > UNIX_PATH_BYTES_MAX:
+        raise UnsafeListener(
+            f"the socket's path: expected at most {UNIX_PATH_BYTES_MAX} bytes, found {os.fspath(unix_path)}"
+        )
+    if tcp is not None and not _is_loopback(tcp[0]):
+        raise UnsafeListener(f"the port for the SDK: expected a loopback address (127.0.0.1), found {tcp[0]}")
+    if (tcp is not None or require) and credentials is None:
+        raise UnsafeListener("a listener that asks for tokens: expected credentials to check them with, found none")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bind_unix(path: Path, mode: int) -> socket.socket:
+    """Bind to ``path``; a socket file that nobody answers at is what a killed collector left, and is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or (path.exists() and not stat.S_ISSOCK(path.stat().st_mode)):
+        raise SocketTaken(str(path), "something there is not a socket")
+    if path.exists():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(HELLO_SECONDS)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink()
+            else:
+                raise SocketTaken(str(path), "another collector answers there")
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listening.bind(str(path))
+        path.chmod(mode)
+        listening.listen(CONNECTIONS_MAX)
+        listening.setblocking(False)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _unlink_own(path: Path, inode: int) -> None:
+    """Remove our socket's file, unless somebody else has put theirs in its place."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()

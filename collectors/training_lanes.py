@@ -1,0 +1,223 @@
+"""From the SDK's messages to frames on the bus: group commit for each schema, and the memory that it may take.
+
+A message keeps its own run in the frame's manifest (source ``job/attempt/rank/stream``, the SDK's boot and seq), so that the
+reader's ledger sees every loss and every repetition from the SDK on, whatever happens to the collector between.
+"""
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from collectors.errors import Refused
+from collectors.training_wire import STREAM_SCHEMAS, STREAM_TOPICS, Hello, RowsMessage, Stream
+from telemetry_bus.errors import BusUnavailable
+from telemetry_bus.frames import Frame, Run, batch_of
+from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.schemas import SCHEMAS
+from telemetry_bus.topics import Topic
+
+LOGGER = logging.getLogger(__name__)
+FRAME_ROWS_MAX = 4_096
+"""Messages are merged until a frame has this many rows; the last one may add 1,024. With every fixed column (250 bytes) and
+the longest identity (1.3 KiB) that is 8 MiB, and the frame's texts come on top, bounded below: together under 16 MiB."""
+FRAME_TEXT_BYTES_MAX = 4 * 1024 * 1024
+"""JSON bytes of the messages in one frame, which bounds the texts in their rows."""
+HELD_BYTES_MAX = 32 * 1024 * 1024
+"""JSON bytes that are held while the bus is slow or away; a parsed message takes some five times that. A rank has at most
+1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections wait."""
+STREAMS_MAX = 16_384
+"""Streams (three for each SDK process) whose last number is remembered. What is forgotten and repeated is dropped at the
+reader's ledger."""
+RETRY_SECONDS_FIRST = 0.05
+RETRY_SECONDS_MAX = 1.0
+
+Publish = Callable[[Topic, Frame], Awaitable[object]]
+"""Puts a frame on the bus and returns once it is durable; raises ``BusUnavailable`` to be tried again."""
+
+
+class Answering(Protocol):
+    """Who is told when a message is durable."""
+
+    def acknowledge(self, stream: Stream, seq: int) -> None:
+        """Say that this message needs not be sent again."""
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the listener has seen since it was made. All but ``connections_now`` only grow."""
+
+    connections_now: int = 0
+    connections: int = 0
+    rows: Counter[Stream] = field(default_factory=lambda: Counter(dict.fromkeys(Stream, 0)))
+    """Rows that are durable."""
+    messages: Counter[Stream] = field(default_factory=lambda: Counter(dict.fromkeys(Stream, 0)))
+    frames: Counter[Stream] = field(default_factory=lambda: Counter(dict.fromkeys(Stream, 0)))
+    refused: Counter[Refused] = field(default_factory=lambda: Counter(dict.fromkeys(Refused, 0)))
+    duplicates: int = 0
+    """Messages that came again after a reconnect and were not published again."""
+    rows_dropped_by_sdks: int = 0
+    """Rows that never reached a collector, as the SDKs say."""
+    unknown_fields: int = 0
+    """Cells of columns that this version does not know: a newer SDK."""
+    publish_retries: int = 0
+
+
+class ByteBudget:
+    """Bytes that may be held at once. Who asks for more than is left waits until enough has been given back."""
+
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+        self._changed = asyncio.Condition()
+
+    async def take(self, size: int) -> None:
+        """Take ``size`` bytes, waiting for room; a size beyond the whole budget waits until nothing else is held."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.held == 0 or self.held + size <= self._most)
+            self.held += size
+
+    async def give_back(self, size: int) -> None:
+        """Give back what was taken."""
+        async with self._changed:
+            self.held -= size
+            self._changed.notify_all()
+
+
+@dataclass(slots=True)
+class Message:
+    """One rows message on its way to the bus. ``clock_offset`` gives the SDK's clock minus ours, in seconds."""
+
+    hello: Hello
+    rows: RowsMessage
+    size: int
+    clock_offset: Callable[[], float]
+    waiting: list[Answering]
+
+
+class Lane:
+    """One schema's way to the bus. Everything that came during a publish goes with the next, in one frame."""
+
+    def __init__(self, stream: Stream, publish: Publish, clock: Clock, budget: ByteBudget, counters: Counters) -> None:
+        self.stream = stream
+        self._publish = publish
+        self._clock = clock
+        self._budget = budget
+        self._counters = counters
+        self._queue: deque[Message] = deque()
+        self._under_way: dict[tuple[str, int], Message] = {}
+        self._last: OrderedDict[str, int] = OrderedDict()
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def accept(self, message: Message, region: str | None, node: str) -> None:
+        """Take a message once: a repetition is acknowledged with the first one, or at once where that is durable."""
+        _fill(message, region, node)
+        key = f"{message.hello.boot} {source_of(message)}"
+        seq = message.rows.seq
+        if (first := self._under_way.get((key, seq))) is not None:
+            self._counters.duplicates += 1
+            first.waiting.extend(message.waiting)
+            await self._budget.give_back(message.size)
+            return
+        if seq <= self._last.get(key, -1):
+            self._counters.duplicates += 1
+            await self._budget.give_back(message.size)
+            _acknowledge(message)
+            return
+        self._last[key] = seq
+        self._last.move_to_end(key)
+        while len(self._last) > STREAMS_MAX:
+            self._last.popitem(last=False)
+        self._under_way[(key, seq)] = message
+        self._queue.append(message)
+        self._idle.clear()
+        self._arrived.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing is under way."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Publish for ever."""
+        while True:
+            await self._arrived.wait()
+            messages = self._take()
+            await self._publish_durably(messages)
+            self._counters.frames[self.stream] += 1
+            for message in messages:
+                key = f"{message.hello.boot} {source_of(message)}"
+                del self._under_way[(key, message.rows.seq)]
+                self._counters.messages[self.stream] += 1
+                self._counters.rows[self.stream] += len(message.rows.rows)
+                self._counters.rows_dropped_by_sdks += message.rows.dropped
+                _acknowledge(message)
+            await self._budget.give_back(sum(message.size for message in messages))
+            if not self._queue:
+                self._arrived.clear()
+                self._idle.set()
+
+    def _take(self) -> list[Message]:
+        messages: list[Message] = []
+        rows = size = 0
+        while self._queue and rows < FRAME_ROWS_MAX and size < FRAME_TEXT_BYTES_MAX:
+            message = self._queue.popleft()
+            messages.append(message)
+            rows += len(message.rows.rows)
+            size += message.size
+        return messages
+
+    async def _publish_durably(self, messages: Sequence[Message]) -> None:
+        batch = batch_of(STREAM_SCHEMAS[self.stream], columns_of(self.stream, messages))
+        pause = RETRY_SECONDS_FIRST
+        while True:
+            now = self._clock.now()
+            # Stamped at each try: the reader holds `sent` against the bus's clock, and a wait is no wrong clock.
+            runs = tuple(_run_of(message, now) for message in messages)
+            try:
+                await self._publish(STREAM_TOPICS[self.stream], Frame(STREAM_SCHEMAS[self.stream], batch, runs))
+            except BusUnavailable as error:
+                self._counters.publish_retries += 1
+                if pause == RETRY_SECONDS_FIRST:
+                    LOGGER.warning("training rows wait: %s", error)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS_MAX)
+            else:
+                return
+
+
+def source_of(message: Message) -> str:
+    """The name under which the reader's ledger counts this stream of this SDK process."""
+    return f"{message.hello.job}/{message.hello.attempt}/{message.hello.rank}/{message.rows.stream}"
+
+
+def _run_of(message: Message, now: float) -> Run:
+    rows = message.rows
+    return Run(source_of(message), message.hello.boot, rows.seq, len(rows.rows), now + message.clock_offset())
+
+
+def _acknowledge(message: Message) -> None:
+    for connection in message.waiting:
+        connection.acknowledge(message.rows.stream, message.rows.seq)
+
+
+def _fill(message: Message, region: str | None, node: str) -> None:
+    """Put into every row what the whole process shares; the schema says which of it the stream carries."""
+    hello = message.hello
+    shared = {"region": region, "node": node, **hello.identity, "job": hello.job, "attempt": hello.attempt}
+    shared.update({"rank": hello.rank, "gpu": hello.gpu, "simulated": False})
+    known = SCHEMAS[STREAM_SCHEMAS[message.rows.stream]].names
+    message.rows.rows[:] = [
+        {**{name: shared[name] for name in known if name in shared}, **row} for row in message.rows.rows
+    ]
+
+
+def columns_of(stream: Stream, messages: Sequence[Message]) -> dict[str, list[object]]:
+    """The messages' rows, in order, as columns; a cell that is not there is ``None``."""
+    rows = [row for message in messages for row in message.rows.rows]
+    names = [name for name in SCHEMAS[STREAM_SCHEMAS[stream]].names if any(name in row for row in rows)]
+    return {name: [row.get(name) for row in rows] for name in names}

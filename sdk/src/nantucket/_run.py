@@ -1,0 +1,206 @@
+"""``nantucket.init`` and the run that it returns: what a training loop sees."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Callable
+
+from nantucket import _clock
+from nantucket._connection import default_url
+from nantucket._identity import identify
+from nantucket._say import Voice
+from nantucket._secret import Secret
+from nantucket._sender import Sender
+from nantucket._values import PLAIN_TYPES, plain
+from nantucket._version import __version__
+
+FINISH_SECONDS = 5.0
+"""How long the end of a job waits for a collector that is there: a restart of it takes about a second."""
+FINISH_GRACE_SECONDS = 1.5
+"""How long it waits for one that is not: one pause between two attempts, and one attempt."""
+TOKEN_CHARACTERS_MAX = 512
+
+_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+class Run:
+    """One process of a training job. Made by :func:`init`; usable in ``with``.
+
+    No method raises for what it is given or for what the collector does, and none but :meth:`finish` waits.
+    """
+
+    def __init__(self, sender: Sender | None, attempt: str, voice: Voice) -> None:
+        self.attempt = attempt
+        """Names this start of the job; a restart is a new attempt."""
+        self._sender = sender
+        self._voice = voice
+        self._open = sender is not None
+        self._forked = False
+        self._not_taken = 0
+
+    def __repr__(self) -> str:
+        if self._sender is None:
+            return "<nantucket.Run, not reporting>"
+        identity = self._sender.identity
+        return f"<nantucket.Run {identity.job}/{identity.attempt}/{identity.rank}>"
+
+    def log(self, /, *mappings: Mapping[str, object], step: object = None, **values: object) -> None:
+        """Report a step. It appends to a queue and returns; it never raises, blocks or waits for the collector.
+
+        Columns: ``loss, grad_norm, update_norm, loss_scale, lr, step_seconds, data_seconds, wait_seconds`` (numbers),
+        ``nonfinite`` (gradient elements that are not finite), ``watched_elements`` and ``total_elements`` (how many were
+        looked at, of how many), ``tokens, microbatch`` (whole numbers), ``first_nonfinite`` (the first parameter with a
+        non-finite gradient), ``skipped`` (the optimizer did not step), ``phase``, and ``scope``: whose numbers these are,
+        ``"microbatch"``, ``"shard"`` (before any reduction) or ``"global"`` (after it). Every other name with a number
+        is a metric of that name. Names that are no Python names come in a mapping: ``run.log({"reward/mean": 0.3}, step=5)``.
+
+        ``None`` is absent, 0.0 is zero and NaN is NaN. A value that cannot be used is counted, said once, and left out.
+        A number that lies on a GPU is fetched by ``.item()``, which waits for the GPU: hand over numbers of the host.
+        """
+        try:
+            now = _clock.now()
+            for mapping in mappings:
+                values = {**mapping, **values}
+            for name, value in values.items():
+                if type(value) not in PLAIN_TYPES:
+                    values[name] = plain(value)
+            if type(step) not in PLAIN_TYPES:
+                step = plain(step)
+            if self._open and self._sender is not None:
+                self._sender.put((now, step, values))
+            else:
+                self._closed()
+        except Exception as error:  # noqa: BLE001  a wrong argument must never break a training step
+            self._not_taken += 1
+            self._voice.once(
+                "log", "a call of run.log could not be used (%s); said once, counted", type(error).__name__
+            )
+
+    def _closed(self) -> None:
+        self._not_taken += 1
+        if self._forked:
+            self._voice.once("forked", "run.log in a forked child is not reported: call nantucket.init there")
+        elif self._sender is not None:
+            self._voice.once("closed", "run.log after run.finish is not reported")
+
+    @property
+    def dropped(self) -> int:
+        """Rows that were not and will not be delivered: the queue was full, or the collector refused them."""
+        return self._not_taken + (0 if self._sender is None else self._sender.dropped)
+
+    def counts(self) -> dict[str, int]:
+        """Rows made, acknowledged by the collector, dropped and refused; values that could not be used; calls not taken."""
+        counts = {} if self._sender is None else dict(self._sender.counts)
+        known = {name: counts.get(name, 0) for name in ("rows", "acknowledged", "refused", "unusable", "errors")}
+        return {**known, "dropped": self.dropped, "calls_not_taken": self._not_taken}
+
+    def finish(self, timeout_seconds: float = FINISH_SECONDS) -> None:
+        """Deliver what waits, for at most ``timeout_seconds``, and end the run. A second call does nothing."""
+        self._finish(timeout_seconds, "finished")
+
+    def _finish(self, seconds: float, status: str) -> None:
+        if not self._open or self._sender is None:
+            return
+        self._open = False
+        atexit.unregister(self._at_exit)
+        try:
+            left = self._sender.stop(seconds, min(FINISH_GRACE_SECONDS, seconds), {"status": status})
+            if left:
+                self._voice.once("left", "%d rows were not delivered: no collector took them in time", left)
+        except Exception as error:  # noqa: BLE001  the end of a job must not fail on its reporting
+            self._voice.once("finish", "run.finish failed: %s", type(error).__name__)
+
+    def _at_exit(self) -> None:
+        self._finish(FINISH_SECONDS, "exited")
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._finish(FINISH_SECONDS, "finished" if kind is None else f"failed: {kind.__name__}")
+
+    def _after_fork(self) -> None:
+        if self._open and self._sender is not None:
+            self._open, self._forked = False, True
+            self._sender.abandon()
+
+
+def _forked_child() -> None:
+    for run in list(_runs):
+        run._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked_child)
+
+
+def init(
+    job: str,
+    rank: int | None = None,
+    *,
+    world_size: int | None = None,
+    role: str = "trainer",
+    attempt: str | None = None,
+    url: str | None = None,
+    token: str | None = None,
+    node: str | None = None,
+    region: str | None = None,
+    uuid: str | None = None,
+    gpu: int | None = None,
+    dp: int | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+) -> Run:
+    """Start to report this process as ``rank`` of ``job``. It never raises and does not wait for the collector.
+
+    ``rank`` and ``world_size`` default to the launcher's (torchrun, Slurm, MPI), ``attempt`` to ``NANTUCKET_ATTEMPT`` or the
+    launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN``. ``node`` and
+    ``region`` default to the collector's; ``uuid`` is this rank's GPU, ``dp, tp, pp, ep`` its coordinates.
+    """
+    voice = Voice()
+    try:
+        options = {"world_size": world_size, "role": role, "attempt": attempt, "node": node, "region": region}
+        options.update({"uuid": uuid, "gpu": gpu, "dp": dp, "tp": tp, "pp": pp, "ep": ep})
+        return _start(job, rank, options, url, token, voice)
+    except Exception as error:  # noqa: BLE001  a job must not fail to start because of its reporting
+        voice.once("init", "reporting could not be started and is off: %s", type(error).__name__)
+        return Run(None, "", voice)
+
+
+def _start(job: object, rank: object, options: Mapping[str, object], url: object, token: object, voice: Voice) -> Run:
+    identity, problems = identify(job, rank, options, os.environ, _clock.now())
+    for problem in problems:
+        voice.once("init " + problem.partition(":")[0], "init: %s", problem)
+    sender = Sender(identity, _url_of(url), _token_of(token, voice), voice)
+    run = Run(sender, identity.attempt, voice)
+    _runs.add(run)
+    detail: dict[str, Any] = {"sdk": f"python/{__version__}", "pid": os.getpid(), **identity.extra}
+    sender.start(detail)
+    atexit.register(run._at_exit)
+    return run
+
+
+def _url_of(given: object) -> Callable[[], str]:
+    chosen = given if given is not None else os.environ.get("NANTUCKET_URL") or None
+    if chosen is None:
+        return default_url
+    text = str(chosen)
+    return lambda: text
+
+
+def _token_of(given: object, voice: Voice) -> Secret | None:
+    raw = given if given is not None else os.environ.get("NANTUCKET_TOKEN") or None
+    if raw is None:
+        return None
+    text = raw.strip() if isinstance(raw, str) else ""
+    if 0 < len(text) <= TOKEN_CHARACTERS_MAX and text.isascii() and text.isprintable() and " " not in text:
+        return Secret(text)
+    voice.once("token", "the token is not a token (expected printable ASCII without spaces); none is sent")
+    return None
