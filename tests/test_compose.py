@@ -54,7 +54,7 @@ def test_prometheus_scrapes_the_address_and_the_token_of_serve() -> None:
     (secret,) = COMPOSE["services"]["prometheus"]["secrets"]
     assert job["authorization"]["credentials_file"] == f"/run/secrets/{secret}"
     variable = COMPOSE["secrets"][secret]["environment"]
-    assert re.match(rf"\$\{{{variable}:\?", ROLES["serve"]["environment"]["NANTUCKET_TOKEN"])
+    assert re.match(rf"\$\{{{variable}:\?", ROLES["serve"]["environment"]["NANTUCKET_SERVE__TOKEN"])
 
 
 def test_prometheus_reads_its_configuration(service_binary: Callable[[str], Path], tmp_path: Path) -> None:

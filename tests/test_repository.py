@@ -25,12 +25,11 @@ DOORS = {
     "apsw": "telemetry_bus/embedded",
     "fastapi": "dashboards/",
     "faust": "detectors/agents.py",
-    "matplotlib": "app/",
-    "mode": "detectors/agents.py",  # faust's service layer
+    "matplotlib": "app/replay/",
     "pynvml": "collectors/nvml/driver.py",
     "sqlalchemy": "alerting/store",
     "typer": "app/",
-    "uvicorn": "app/",
+    "uvicorn": "dashboards/server.py",
 }
 # In pieces, so that this file does not name them either.
 REGISTRY_HOSTS = tuple(
