@@ -55,8 +55,8 @@ class Service:
 
 
 def cache_folder() -> Path:
-    """Return the folder of unpacked services: $NANTUCKET_SERVICES, else nantucket/services in the user's cache."""
-    if chosen := os.environ.get("NANTUCKET_SERVICES"):
+    """Return the folder of unpacked services: $SERVICES_FOLDER, else nantucket/services in the user's cache."""
+    if chosen := os.environ.get("SERVICES_FOLDER"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nantucket" / "services"
 

@@ -43,7 +43,8 @@ def test_a_roles_command_is_one_that_the_command_line_takes(role: str) -> None:
 def test_all_roles_share_one_bus_on_one_volume() -> None:
     """The roles meet at the bus and nowhere else."""
     addresses = {option(service["command"], "--bus") for service in ROLES.values()}
-    assert addresses == {"file:///var/lib/nantucket"}
+    assert addresses == {"file:///var/lib/nantucket/bus"}
+    assert {option(service["command"], "--state") for service in ROLES.values()} == {"/var/lib/nantucket"}
     assert {volume for service in ROLES.values() for volume in service["volumes"]} == {"state:/var/lib/nantucket"}
 
 

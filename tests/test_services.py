@@ -35,7 +35,7 @@ def make_executable(path: Path) -> Path:
 def run_without_services(arguments: list[str], empty: Path, *, ci: bool) -> subprocess.CompletedProcess[str]:
     """Run a module of Python on a machine that has no service, no cache of them and no way to get any."""
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
-    environment |= {"PATH": str(empty), "NANTUCKET_SERVICES": str(empty)} | ({"CI": "true"} if ci else {})
+    environment |= {"PATH": str(empty), "SERVICES_FOLDER": str(empty)} | ({"CI": "true"} if ci else {})
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=REPOSITORY,
@@ -49,7 +49,7 @@ def run_without_services(arguments: list[str], empty: Path, *, ci: bool) -> subp
 def test_a_service_in_path_is_used_before_one_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a person has chosen to install wins."""
     cached = make_executable(tmp_path / "nowhere" / "usr" / "bin" / "nantucket-no-such-program")
-    monkeypatch.setenv("NANTUCKET_SERVICES", str(tmp_path))
+    monkeypatch.setenv("SERVICES_FOLDER", str(tmp_path))
     assert UNKNOWN.locate() == cached
     chosen = make_executable(tmp_path / "path" / "nantucket-no-such-program")
     monkeypatch.setenv("PATH", str(chosen.parent), prepend=os.pathsep)
@@ -60,7 +60,7 @@ def test_a_service_that_is_nowhere_says_what_needs_it_and_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One line: what is missing, what for, where it was looked for, what to do."""
-    monkeypatch.setenv("NANTUCKET_SERVICES", str(tmp_path))
+    monkeypatch.setenv("SERVICES_FOLDER", str(tmp_path))
     assert UNKNOWN.locate() is None
     line = UNKNOWN.missing()
     assert "\n" not in line
