@@ -8,12 +8,12 @@ with its reason, a GPU that is gone has no row, and what happened is an event.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
 
+from collectors.errors import FieldFailure
 from telemetry_bus.metric_names import GPU_METRICS, Metric
 from telemetry_bus.schemas import EventKind
 
@@ -21,21 +21,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in GPU_METRICS}
 _DTYPES = {"float": np.float32, "double": np.float64, "int64": np.int64}
-
-
-class FieldFailure(StrEnum):
-    """Why a field could not be read. Every value is a metric label and starts at zero."""
-
-    UNSUPPORTED = "unsupported"
-    """This GPU or this driver does not have it."""
-    NOT_PERMITTED = "not_permitted"
-    """The driver has it and does not give it to this user."""
-    GPU_LOST = "gpu_lost"
-    """The GPU does not answer any more."""
-    DRIVER_ERROR = "driver_error"
-    """Any other code of the driver."""
-    NO_ANSWER = "no_answer"
-    """The driver did not answer within the deadline, or its reader died; the field is ``*``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,195 @@
+"""The loop of a node: read every source on a grid, make frames, and hand them to the bus.
+
+Sampling and publishing are decoupled by a bounded queue: a sample is never late because the bus is. What the bound
+forces out is counted, and told as a ``rows_dropped`` event when the bus is back.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from collectors.errors import FieldFailure
+from collectors.frame_queue import Dropped, FrameQueue
+from collectors.framing import Framer
+from collectors.source import METRICS, EventRow, Source, SourceReading
+from telemetry_bus import BusUnavailable, Frame, FrameError, Topic
+from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.schemas import EventKind
+
+Publish = Callable[[Topic, Frame], Awaitable[object]]
+"""Sends a frame; it is durable when the call returns. May raise :class:`~telemetry_bus.BusUnavailable`."""
+
+HZ_MAX = 10.0
+"""NVML's own averages are no faster."""
+RETRY_FIRST_SECONDS = 0.1
+RETRY_MAX_SECONDS = 5.0
+"""After a long outage the bus is found again within this time."""
+FLUSH_SECONDS = 2.0
+"""How long a closing agent tries to send what waits."""
+
+
+def _zero_failures() -> "Counter[tuple[str, FieldFailure]]":
+    return Counter({(name, reason): 0 for name in (*METRICS, "*") for reason in FieldFailure})
+
+
+@dataclass(slots=True)
+class AgentCounters:
+    """What ``/metrics`` shows of an agent. All only grow."""
+
+    readings: int = 0
+    ticks_missed: int = 0
+    """Grid points that passed while a reading was still under way."""
+    frames_sent: int = 0
+    rows_sent: int = 0
+    frames_dropped: int = 0
+    rows_dropped: int = 0
+    frames_refused: int = 0
+    """Frames that no reader would take (too large): a fault of ours, seen and not sent."""
+    publish_retries: int = 0
+    field_failures: "Counter[tuple[str, FieldFailure]]" = field(default_factory=_zero_failures)
+    """By (metric, reason), from zero; the metric ``*`` stands for a whole reading."""
+
+
+class NodeAgent:
+    """The loop of ``node``. Use it as ``async with NodeAgent(...)``, or ``await NodeAgent(...).run()``.
+
+    ``hz`` is readings a second of each source. Opening raises what a source's opening raises. ``sleep`` is
+    ``asyncio.sleep`` unless time is virtual.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        publish: Publish,
+        clock: Clock,
+        *,
+        node: str,
+        region: str | None = None,
+        hz: float = 1.0,
+        queue: FrameQueue | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        if not 0 < hz <= HZ_MAX:
+            raise ValueError(f"hz = {hz}: expected more than 0 and at most {HZ_MAX:g} readings a second")
+        self.node = node
+        self.counters = AgentCounters()
+        self._sources, self._publish, self._clock, self._sleep = tuple(sources), publish, clock, sleep
+        self._period = 1.0 / hz
+        self._framer = Framer(region)
+        self._queue = FrameQueue() if queue is None else queue
+        self._untold: Counter[bool] = Counter()
+        self._stack = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def queue_depth(self) -> int:
+        """How many frames wait for the bus."""
+        return len(self._queue)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with self:
+            await asyncio.Event().wait()
+
+    async def __aenter__(self) -> Self:
+        """Open every source and begin to read."""
+        async with AsyncExitStack() as stack:
+            for source in self._sources:
+                await stack.enter_async_context(source)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            self._tasks = [group.create_task(self._sample(source)) for source in self._sources]
+            self._sender = group.create_task(self._send())
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop reading, send what waits if the bus takes it within :data:`FLUSH_SECONDS`, close the sources."""
+        for task in self._tasks:
+            task.cancel()
+        try:
+            await asyncio.wait_for(self._drained(), FLUSH_SECONDS)
+        except TimeoutError:
+            self._sender.cancel()
+            # The far end counts their frames as missing; here they are counted too.
+            self._count(self._queue.clear())
+        finally:
+            self._sender.cancel()
+            await self._stack.__aexit__(kind, error, trace)
+
+    async def _sample(self, source: Source) -> None:
+        start, slot = self._clock.monotonic(), 0
+        while True:
+            now = self._clock.now()
+            reading = await source.read(now)
+            self._take(reading, await asyncio.to_thread(self._frames, reading, now))
+            reached = math.floor((self._clock.monotonic() - start) / self._period) + 1
+            self.counters.ticks_missed += max(reached - slot - 1, 0)
+            slot = max(reached, slot + 1)
+            await self._sleep(start + slot * self._period - self._clock.monotonic())
+
+    def _frames(self, reading: SourceReading, now: float) -> list[tuple[Topic, Frame]]:
+        events = [(Topic.EVENTS, frame) for frame in self._framer.event_frames(reading.events, now)]
+        rows = [] if reading.gpus is None else self._framer.gpu_frames(reading.gpus, now)
+        return events + [(Topic.GPU, frame) for frame in rows]
+
+    def _take(self, reading: SourceReading, frames: Sequence[tuple[Topic, Frame]]) -> None:
+        self.counters.readings += 1
+        self.counters.field_failures.update(reading.failures)
+        for topic, frame in frames:
+            self._count(self._queue.put(topic, frame, self._clock.monotonic()))
+
+    def _count(self, dropped: Sequence[Dropped]) -> None:
+        for gone in dropped:
+            self.counters.frames_dropped += 1
+            self.counters.rows_dropped += gone.rows
+            self._untold[gone.simulated] += gone.rows
+
+    async def _send(self) -> None:
+        wait = RETRY_FIRST_SECONDS
+        while True:
+            waiting = await self._queue.take()
+            try:
+                await self._publish(waiting.topic, waiting.frame.sent_at(self._clock.now()))
+            except BusUnavailable:
+                self.counters.publish_retries += 1
+                self._count(self._queue.put_back(waiting, self._clock.monotonic()))
+                await self._sleep(wait)
+                wait = min(2.0 * wait, RETRY_MAX_SECONDS)
+                continue
+            except FrameError:
+                self.counters.frames_refused += 1
+            else:
+                self.counters.frames_sent += 1
+                self.counters.rows_sent += waiting.frame.rows
+            wait = RETRY_FIRST_SECONDS
+            self._tell_dropped()
+            self._queue.done()
+
+    def _tell_dropped(self) -> None:
+        if not self._untold:
+            return
+        untold, self._untold = self._untold, Counter()
+        events = [
+            EventRow(
+                EventKind.ROWS_DROPPED,
+                self.node,
+                f"{self.node}: {rows} rows were dropped while the bus was away",
+                simulated,
+                detail={"rows": rows, "source": "gpu"},
+            )
+            for simulated, rows in untold.items()
+        ]
+        for frame in self._framer.event_frames(events, self._clock.now()):
+            self._count(self._queue.put(Topic.EVENTS, frame, self._clock.monotonic()))
+
+    async def _drained(self) -> None:
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if not self._sender.done():
+            await self._queue.drained()
