@@ -1,0 +1,51 @@
+"""Alerting: findings become incidents, and incidents reach people."""
+
+from alerting.body import Presentation
+from alerting.delivery import Backoff, DeliveryState
+from alerting.errors import (
+    AlertingError,
+    BadSetting,
+    DeliveryFailed,
+    Outcome,
+    StoreInUse,
+    StoreMismatch,
+    StoreUnavailable,
+    UnknownReceiver,
+)
+from alerting.incident import Tier
+from alerting.reader import IncidentReader
+from alerting.receivers import RECEIVERS, Receiver, WebhookSettings
+from alerting.route import Routing
+from alerting.secret import Secret
+from alerting.service import AlertOptions, AlertService
+from alerting.stats import Stats
+from alerting.store import Store, StoreReader
+from alerting.testpage import PageResult, send_test_page
+
+__all__ = [
+    "RECEIVERS",
+    "AlertOptions",
+    "AlertService",
+    "AlertingError",
+    "Backoff",
+    "BadSetting",
+    "DeliveryFailed",
+    "DeliveryState",
+    "IncidentReader",
+    "Outcome",
+    "PageResult",
+    "Presentation",
+    "Receiver",
+    "Routing",
+    "Secret",
+    "Stats",
+    "Store",
+    "StoreInUse",
+    "StoreMismatch",
+    "StoreReader",
+    "StoreUnavailable",
+    "Tier",
+    "UnknownReceiver",
+    "WebhookSettings",
+    "send_test_page",
+]

@@ -1,0 +1,68 @@
+"""The dead man's switch: an outside service is told that Nantucket watches, for as long as it really does.
+
+A blind watcher must not look healthy: where the bus or the store fails, or findings are not taken any more, nothing is
+sent, and the outside service, missing the beat, calls somebody.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import httpx
+
+from alerting.errors import BadSetting
+from alerting.secret import Secret
+from alerting.stats import Stats
+
+BEAT_SECONDS = 30.0
+"""Outside services expect a beat a minute; one may be lost."""
+TRY_SECONDS_MAX = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+def check_url(url: Secret) -> Secret:
+    """``url`` (it often holds a token, so it is a secret), or a :class:`BadSetting`."""
+    if not url.reveal().startswith(("http://", "https://")):
+        raise BadSetting(
+            "heartbeat_url", "a text that does not begin with http:// or https:// (not shown)", "https://HOST/PATH"
+        )
+    return url
+
+
+class Heartbeat:
+    """GETs ``url`` every ``every_seconds`` unless ``blindness`` says why Nantucket is blind just now."""
+
+    def __init__(
+        self, url: Secret, blindness: Callable[[], Awaitable[str | None]], stats: Stats, every_seconds: float
+    ) -> None:
+        self._url = check_url(url)
+        self._blindness = blindness
+        self._stats = stats
+        self._every_seconds = every_seconds
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        async with await asyncio.to_thread(httpx.AsyncClient, timeout=TRY_SECONDS_MAX) as client:
+            while True:
+                await self._beat(client)
+                await asyncio.sleep(self._every_seconds)
+
+    async def _beat(self, client: httpx.AsyncClient) -> None:
+        why = await self._blindness()
+        if why is not None:
+            self._stats.heartbeats_withheld_total += 1
+            _log.warning("no heartbeat: %s", why)
+            return
+        try:
+            async with asyncio.timeout(TRY_SECONDS_MAX), client.stream("GET", self._url.reveal()) as response:
+                is_taken = response.is_success
+        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
+            self._stats.heartbeats_failed_total += 1
+            _log.warning("the heartbeat did not arrive: %s", type(error).__name__)
+            return
+        if is_taken:
+            self._stats.heartbeats_total += 1
+        else:
+            self._stats.heartbeats_failed_total += 1
+            _log.warning("the heartbeat was answered with %d", response.status_code)

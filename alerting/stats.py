@@ -1,0 +1,41 @@
+"""What alerting counts about itself. Whoever serves the metrics reads it; nobody else writes it."""
+
+from dataclasses import dataclass, field
+
+from alerting.delivery import DeliveryState
+from alerting.errors import Outcome
+from alerting.incident import Tier
+
+
+@dataclass(slots=True)
+class Stats:
+    """``*_total`` only grow, from the start of the process. ``None`` is "not known" or "there is none", never zero."""
+
+    findings_total: int = 0
+    """Findings taken for the first time."""
+    findings_again_total: int = 0
+    """Findings that had been taken before."""
+    refused_total: int = 0
+    """Frames or rows of the findings topic that could not be read."""
+    dead_letters_lost_total: int = 0
+    """Refusals that could not be written to the dead-letter topic either."""
+    tries_total: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+    """Tries to deliver, by what came of them."""
+    retries_total: int = 0
+    """Tries after the first one of a delivery."""
+    direct_total: int = 0
+    """Deliveries that were sent before they were recorded, because the store was away."""
+    store_failures_total: int = 0
+    bus_failures_total: int = 0
+    heartbeats_total: int = 0
+    heartbeats_withheld_total: int = 0
+    """Heartbeats that were not sent because the watcher is blind."""
+    heartbeats_failed_total: int = 0
+    open_incidents: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(Tier, 0))
+    deliveries: dict[DeliveryState, int] = field(default_factory=lambda: dict.fromkeys(DeliveryState, 0))
+    """Deliveries in the outbox, by state."""
+    oldest_undelivered_seconds: float | None = None
+    held_findings: int = 0
+    """Findings that wait in memory for the store to come back."""
+    lag_seconds: float | None = None
+    """From the bus's clock at the newest finding to its being taken."""
