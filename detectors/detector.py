@@ -1,7 +1,8 @@
 """What a detector is: a frozen configuration builds it, it is given frames and ticks, and it returns findings.
 
-A detector does no I/O and never reads a clock. It is deterministic: the same frames and ticks in the same order give the
-same findings under the same ids, live, in a test and in a replay. How the rows are cut into frames does not matter.
+A detector does no I/O and never reads a clock. It is deterministic: the same frames and ticks in the same order give
+the same findings under the same ids, live, in a test and in a replay. How the rows are cut into frames does not
+matter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from telemetry_bus.topics import Topic
 
 @dataclass(frozen=True, slots=True)
 class Holes:
-    """Frames of one source that were made but have not come: how many, and since when (UTC seconds) the oldest is missed."""
+    """Frames of one source that were made but have not come: how many, and since when (UTC seconds) the oldest is
+    missed."""
 
     outstanding: int
     since: float
@@ -54,7 +56,15 @@ def reader_health(intake: Intake, lag_seconds: Mapping[Topic, float], watching_s
                 len(count.holes) + (known.outstanding if known else 0), min(since, known.since) if known else since
             )
     refused = {fault.value: number for fault, number in intake.refused.items()}
-    return ReaderHealth(dict(lag_seconds), last_seen, holes, intake.ledger.lost_total, dict(intake.clock_offsets), refused, watching_since)
+    return ReaderHealth(
+        dict(lag_seconds),
+        last_seen,
+        holes,
+        intake.ledger.lost_total,
+        dict(intake.clock_offsets),
+        refused,
+        watching_since,
+    )
 
 
 class Detector(Protocol):

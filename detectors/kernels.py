@@ -23,9 +23,9 @@ def from_log_like(value: float) -> float:
 def robust_levels(windows: Array, counts: Array) -> tuple[Array, Array, Array]:
     """Centre (median), upper deviation and largest of each window, ``windows`` of shape ``(series, size)``.
 
-    Only the first ``counts`` entries of a window (at least 1) are valid, the others must be NaN. The deviation is what a
-    normal distribution with the same distance from the median to the 90th percentile would have: it looks at the side on
-    which a spike lies, and a heavy tail there widens it.
+    Only the first ``counts`` entries of a window (at least 1) are valid, the others must be NaN. The deviation is what
+    a normal distribution with the same distance from the median to the 90th percentile would have: it looks at the
+    side on which a spike lies, and a heavy tail there widens it.
     """
     ordered = np.sort(windows, axis=1)  # NaN goes last
     rows = np.arange(len(counts))

@@ -1,13 +1,15 @@
 """loss_spike: a job's loss far above what its run has done before.
 
-The loss is judged on the job's one curve (:class:`~detectors.windows.SeriesTable`), on a scale of ratios, by a robust centre and
-upper deviation of its last good rows, which stand still while an incident is open. One bad row is a warning; several of
-the last few are a page. A second test of the same kind is held against the best level that the run has had, so that a
-loss which climbs slowly, and takes its own window along, is found too.
+The loss is judged on the job's one curve (:class:`~detectors.windows.SeriesTable`), on a scale of ratios, by a robust
+centre and upper deviation of its last good rows, which stand still while an incident is open. One bad row is a
+warning; several of the last few are a page. A second test of the same kind is held against the best level that the run
+has had, so that a loss which climbs slowly, and takes its own window along, is found too.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +24,9 @@ from telemetry_bus.topics import Topic
 
 NAME = "loss_spike"
 HANDOVER_STEPS = 50
-"""A job's curve is told by its best reporter (global before local, then the lowest rank). When that one has been silent for so
-many steps while others went on, the next best takes over."""
-SCOPE_ORDER = {Scope.GLOBAL: 0, None: 1, Scope.SHARD: 2, Scope.MICROBATCH: 3}
+"""A job's curve is told by its best reporter (global before local, then the lowest rank). When that one has been
+silent for so many steps while others went on, the next best takes over."""
+SCOPE_ORDER: dict[str | None, int] = {Scope.GLOBAL: 0, None: 1, Scope.SHARD: 2, Scope.MICROBATCH: 3}
 """Which rows tell the loss of the job best."""
 _SCOPE_STRIDE = 1 << 40
 _NOBODY = 1 << 60
@@ -35,12 +37,12 @@ _CALM, _WARNED, _PAGED = 0, 1, 2
 class LossSpike:
     """Settings. Deviations are robust ones, of the loss on its scale of ratios.
 
-    window: good rows that make the baseline. warm_up_rows: rows before anything is said. page_deviations and page_rows: a
-    page needs so many of the last ``of_rows`` rows above so many deviations. warn_deviations: one row above this is a
-    warning. rise_deviations, rise_rows, rise_of_rows: the same for a page against the best level of the run.
-    smallest_rise: what is less than this above the centre (0.05 is 5 %) is never bad. calm_rows: rows in band that end an
-    incident. adopt_rows: a loss that has stayed high for so long is taken for the new level. restart_rows: for so many rows
-    after the learning rate went back up, or the step went back, limits are twice as far away.
+    window: good rows that make the baseline. warm_up_rows: rows before anything is said. page_deviations and
+    page_rows: a page needs so many of the last ``of_rows`` rows above so many deviations. warn_deviations: one row
+    above this is a warning. rise_deviations, rise_rows, rise_of_rows: the same for a page against the best level of
+    the run. smallest_rise: what is less than this above the centre (0.05 is 5 %) is never bad. calm_rows: rows in band
+    that end an incident. adopt_rows: a loss that has stayed high for so long is taken for the new level. restart_rows:
+    for so many rows after the learning rate went back up, or the step went back, limits are twice as far away.
     """
 
     window: int = 128
@@ -78,13 +80,32 @@ def _blank(window: int) -> "np.ndarray[tuple[()], np.dtype[np.void]]":
     blank = np.zeros(
         (),
         dtype=[
-            ("seen", "f8"), ("reporter", "i8"), ("step", "i8"), ("lr", "f8"), ("lr_top", "f8"), ("rows", "i8"),
-            ("count", "i4"), ("at", "i4"), ("stale", "i4"), ("grace", "i4"), ("ring", "f8", (window,)),
-            ("centre", "f8"), ("spread", "f8"), ("top", "f8"), ("best", "f8"), ("best_spread", "f8"),
-            ("high", "u8"), ("risen", "u8"), ("phase", "i1"), ("calm", "i4"), ("held", "i4"),
-            ("onset_step", "i8"), ("onset_time", "f8"), ("last_good", "f8"),
+            ("seen", "f8"),
+            ("reporter", "i8"),
+            ("step", "i8"),
+            ("lr", "f8"),
+            ("lr_top", "f8"),
+            ("rows", "i8"),
+            ("count", "i4"),
+            ("at", "i4"),
+            ("stale", "i4"),
+            ("grace", "i4"),
+            ("ring", "f8", (window,)),
+            ("centre", "f8"),
+            ("spread", "f8"),
+            ("top", "f8"),
+            ("best", "f8"),
+            ("best_spread", "f8"),
+            ("high", "u8"),
+            ("risen", "u8"),
+            ("phase", "i1"),
+            ("calm", "i4"),
+            ("held", "i4"),
+            ("onset_step", "i8"),
+            ("onset_time", "f8"),
+            ("last_good", "f8"),
         ],
-    )  # fmt: skip
+    )
     blank["reporter"], blank["step"] = _NOBODY, -2 * STEP_LIMIT
     blank["ring"] = np.nan
     for name in ("lr", "lr_top", "best", "best_spread", "last_good", "centre", "spread", "top"):
@@ -140,7 +161,7 @@ class LossSpikeDetector:
         """The rows that tell a finite loss and come from their job's reporter, or may take its place."""
         loss, valid = frame.numbers("loss")
         step, state = steps(frame), self.series.state
-        scope = np.array([SCOPE_ORDER.get(name, 1) for name in frame.strings("scope")], dtype=np.int64)  # type: ignore[call-overload]
+        scope = np.array([SCOPE_ORDER.get(name, 1) for name in frame.strings("scope")], dtype=np.int64)
         priority = scope * _SCOPE_STRIDE + frame.numbers("rank")[0]
         known = state[["reporter", "step"]][slots]
         may_tell = (priority <= known["reporter"]) | (step > known["step"] + HANDOVER_STEPS)
@@ -166,29 +187,44 @@ class LossSpikeDetector:
         changed = _advance(now, rows, high, risen, extreme, config)
         _learn(now, rows, high, config)
         state[slot] = now
-        return [(int(rows.row[at]), self._say(now[at], rows, at, int(what))) for at, what in changed]
+        return [(int(rows.row[at]), self._say(now[at], rows, at, before, after)) for at, before, after in changed]
 
-    def _say(self, series: np.void, rows: _Rows, at: int, what: int) -> Finding:
+    def _say(self, series: np.void, rows: _Rows, at: int, before: int, what: int) -> Finding:
         job, attempt = self.series.keys[int(rows.slot[at])] or ("", "")
         loss, step = float(rows.loss[at]), int(rows.step[at])
         usual = from_log_like(float(series["centre"]))
         onset = int(series["onset_step"])
-        deviations = float((rows.x[at] - series["centre"]) / series["spread"])
+        spread = float(series["spread"])
+        deviations = float(rows.x[at] - series["centre"]) / spread if spread > 0 else math.inf
         evidence = {
-            "loss": loss, "usual_loss": usual, "deviations": round(deviations, 2),
-            "last_good_loss": float(series["last_good"]), "limit_loss": from_log_like(_limit(series, self.config)),
-            "best_loss": from_log_like(float(series["best"])), "high_rows": int(ones(series["high"])),
-            "of_rows": self.config.of_rows, "lr": None if np.isnan(rows.lr[at]) else float(rows.lr[at]),
-        }  # fmt: skip
-        severity = Severity.CRITICAL if what == _PAGED or (what == _CALM and series["held"] < 0) else Severity.WARNING
+            "loss": loss,
+            "usual_loss": usual,
+            "deviations": round(deviations, 2),
+            "last_good_loss": float(series["last_good"]),
+            "limit_loss": from_log_like(_limit(series, self.config)),
+            "best_loss": from_log_like(float(series["best"])),
+            "high_rows": int(ones(series["high"])),
+            "of_rows": self.config.of_rows,
+            "lr": None if np.isnan(rows.lr[at]) else float(rows.lr[at]),
+        }
+        severity = Severity.CRITICAL if _PAGED in (before, what) else Severity.WARNING
         title, message = _words(job, step, onset, what, evidence)
         return Finding(
             id=finding_id(NAME, job, attempt, onset, severity.value, "resolved" if what == _CALM else "firing", step),
-            time=float(rows.time[at]), detector=NAME, kind=FindingKind.LOSS_SPIKE,
-            state=FindingState.RESOLVED if what == _CALM else FindingState.FIRING, severity=severity,
-            title=title, message=message, job=job, attempt=attempt, step=step,
-            onset_step=onset, onset_time=float(series["onset_time"]), evidence=evidence,
-        )  # fmt: skip
+            time=float(rows.time[at]),
+            detector=NAME,
+            kind=FindingKind.LOSS_SPIKE,
+            state=FindingState.RESOLVED if what == _CALM else FindingState.FIRING,
+            severity=severity,
+            title=title,
+            message=message,
+            job=job,
+            attempt=attempt,
+            step=step,
+            onset_step=onset,
+            onset_time=float(series["onset_time"]),
+            evidence=evidence,
+        )
 
     def _superseded(self, new_slot: int, now: float) -> list[Finding]:
         """A new attempt of a job ends the open incidents of those before."""
@@ -204,12 +240,20 @@ class LossSpikeDetector:
             found.append(
                 Finding(
                     id=finding_id(NAME, *old_key, int(old["onset_step"]), severity.value, "resolved", key[1]),
-                    time=now, detector=NAME, kind=FindingKind.LOSS_SPIKE, state=FindingState.RESOLVED, severity=severity,
+                    time=now,
+                    detector=NAME,
+                    kind=FindingKind.LOSS_SPIKE,
+                    state=FindingState.RESOLVED,
+                    severity=severity,
                     title=f"{key[0]}: attempt {key[1]} has begun; the loss spike of attempt {old_key[1]} is over",
-                    job=old_key[0], attempt=old_key[1], step=int(old["step"]), onset_step=int(old["onset_step"]),
-                    onset_time=float(old["onset_time"]), evidence={"superseded_by": key[1]},
+                    job=old_key[0],
+                    attempt=old_key[1],
+                    step=int(old["step"]),
+                    onset_step=int(old["onset_step"]),
+                    onset_time=float(old["onset_time"]),
+                    evidence={"superseded_by": key[1]},
                 )
-            )  # fmt: skip
+            )
             self.series.state["phase"][slot] = _CALM
         return found
 
@@ -230,10 +274,12 @@ def _note_restarts(now: Array, rows: _Rows, config: LossSpike) -> None:
     now["rows"] += 1
 
 
-def _limit(series: Array | np.void, config: LossSpike) -> Array:
+def _limit(series: Any, config: LossSpike) -> Any:
     """Above this, on the log-like scale, a row is high."""
     wider = np.where(series["grace"] > 0, 2.0, 1.0)
-    return series["centre"] + wider * np.maximum(config.page_deviations * series["spread"], np.log1p(config.smallest_rise))
+    return series["centre"] + wider * np.maximum(
+        config.page_deviations * series["spread"], np.log1p(config.smallest_rise)
+    )
 
 
 def _judge(now: Array, rows: _Rows, config: LossSpike) -> tuple[Array, Array, Array]:
@@ -251,8 +297,8 @@ def _judge(now: Array, rows: _Rows, config: LossSpike) -> tuple[Array, Array, Ar
 
 def _advance(
     now: Array, rows: _Rows, high: Array, risen: Array, extreme: Array, config: LossSpike
-) -> list[tuple[int, int]]:
-    """Move every series between calm, warned and paged; which of them have something to say, and what."""
+) -> list[tuple[int, int, int]]:
+    """Move every series between calm, warned and paged: those that changed, each with its phase before and after."""
     one = np.uint64(1)
     now["high"] = ((now["high"] << one) | high.astype(np.uint64)) & np.uint64((1 << config.of_rows) - 1)
     now["risen"] = ((now["risen"] << one) | risen.astype(np.uint64)) & np.uint64((1 << config.rise_of_rows) - 1)
@@ -271,8 +317,7 @@ def _advance(
     changes = np.flatnonzero(before != after)
     if not len(changes):
         return []
-    said = [(int(at), int(after[at])) for at in changes]
-    now["held"] = np.where(over & (before == _PAGED), -1, now["held"])
+    said = [(int(at), int(before[at]), int(after[at])) for at in changes]
     adopted = over & (now["calm"] < quiet)
     now["count"][adopted], now["best"][adopted] = 0, np.nan
     now["high"][over], now["risen"][over] = 0, 0
@@ -302,7 +347,7 @@ def _learn(now: Array, rows: _Rows, high: Array, config: LossSpike) -> None:
     now["best"][due[lower]], now["best_spread"][due[lower]] = centre[lower], spread[lower]
 
 
-def _words(job: str, step: int, onset: int, what: int, evidence: dict[str, object]) -> tuple[str, str]:
+def _words(job: str, step: int, onset: int, what: int, evidence: Mapping[str, Any]) -> tuple[str, str]:
     loss, usual = evidence["loss"], evidence["usual_loss"]
     numbers = f"the loss is {loss:.4g}; its usual level is {usual:.4g} and {evidence['limit_loss']:.4g} is the limit"
     if what == _CALM:

@@ -1,11 +1,12 @@
 """nonfinite: a loss, gradient norm or gradient element that is NaN or infinite, at the first step where there is one.
 
-One finding an episode. A row that comes later but tells of an earlier step or microbatch, or proves the place, is said as a
-further firing finding (another id, the same kind and ``evidence["episode_step"]``), and so is the number of ranks affected once
-the next step has begun. Rank and parameter are named only by rows from before a reduction, or in a world of one rank.
+One finding an episode. A row that comes later but tells of an earlier step or microbatch, or proves the place, is said
+as a further firing finding (another id, the same kind and ``evidence["episode_step"]``), and so is the number of ranks
+affected once the next step has begun. Rank and parameter are named only by rows from before a reduction, or in a world
+of one rank.
 
-A step that a loss scaler skipped is how float16 training finds its scale: it is nothing, unless many follow each other or
-the scale has come down to one.
+A step that a loss scaler skipped is how float16 training finds its scale: it is nothing, unless many follow each other
+or the scale has come down to one.
 """
 
 import math
@@ -16,30 +17,41 @@ import numpy as np
 
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
-from detectors.windows import STEP_LIMIT, JobKey, SeriesTable, steps
+from detectors.nonfinite_rows import (
+    PRE_REDUCTION,
+    Columns,
+    Row,
+    blank_series,
+    columns_of,
+    distinct,
+    is_bad,
+    note_row,
+    remember,
+    rows_of,
+)
+from detectors.windows import STEP_LIMIT, JobKey, SeriesTable
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
-from telemetry_bus.schemas import EventKind, FindingState, Scope, Severity
+from telemetry_bus.schemas import EventKind, FindingState, Severity
 from telemetry_bus.topics import Topic
 
 NAME = "nonfinite"
 CLOCKS_SECONDS = 5.0
-"""Another rank's row of an earlier step corrects the place only if it was made at most this much later: clocks of nodes differ by
-so much before their offset is taken off. Made later still, it is a job that has gone back."""
+"""Another rank's row of an earlier step corrects the place only if it was made at most this much later: clocks of
+nodes differ by so much before their offset is taken off. Made later still, it is a job that has gone back."""
 RANKS_MAX = 16_384
 """Ranks that are counted at the first bad step; beyond them the count stands still (and is a lower bound)."""
 COUNT_WAIT_SECONDS = 2.0
 """Where no later step comes, the number of ranks is said after so much silence."""
 DEDUPLICATE_ROWS = 256
 """From so many rows of one sick job in a frame on, rows that say the same are looked at once."""
-_PRE = frozenset({Scope.MICROBATCH.value, Scope.SHARD.value})
 
 
 @dataclass(frozen=True, slots=True)
 class NonFinite:
-    """Settings. resolve_steps: finite steps in a row that end an episode. skips_in_a_row: skipped steps one after the other
-    that are no longer the scaler's search; first_skips: the same before the first step that was applied. collapsed_scale: a
-    dynamic loss scale this low has nothing left to give.
+    """Settings. resolve_steps: finite steps in a row that end an episode. skips_in_a_row: skipped steps one after the
+    other that are no longer the scaler's search; first_skips: the same before the first step that was applied.
+    collapsed_scale: a dynamic loss scale this low has nothing left to give.
     """
 
     resolve_steps: int = 20
@@ -60,44 +72,10 @@ class NonFinite:
 
 
 @dataclass(slots=True)
-class _Row:
-    """One row of a job that is sick, or may be."""
-
-    at: int
-    time: float
-    step: int
-    microbatch: int
-    rank: int
-    loss: float | None
-    norm: float | None
-    count: int | None
-    scale: float | None
-    skipped: bool | None
-    scope: str | None
-    parameter: str | None
-    node: str | None
-    uuid: str | None
-
-    @property
-    def bad(self) -> bool:
-        return _is_bad(self.loss) or _is_bad(self.norm) or (self.count is not None and self.count > 0)
-
-    @property
-    def says_something(self) -> bool:
-        return self.loss is not None or self.norm is not None or self.count is not None
-
-    @property
-    def overflow(self) -> bool:
-        """What a loss scaler makes of a non-finite gradient: it skips the step. A non-finite loss is more than that."""
-        scaled = self.skipped is True or (self.skipped is None and self.scale is not None)
-        return self.bad and scaled and not _is_bad(self.loss)
-
-
-@dataclass(slots=True)
 class _Episode:
     """What has been said of a job that is sick."""
 
-    first: _Row
+    first: Row
     begun_step: int
     proven: bool
     why: str
@@ -110,20 +88,6 @@ class _Episode:
     finite_steps: int = 0
 
 
-def _blank() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
-    blank = np.zeros(
-        (),
-        dtype=[
-            ("seen", "f8"), ("step", "i8"), ("loss", "f8"), ("norm", "f8"), ("scale_top", "f8"), ("rank_low", "i8"),
-            ("rank_high", "i8"), ("world", "i8"), ("skips", "i4"), ("skip_step", "i8"), ("applied", "?"), ("open", "?"),
-        ],
-    )  # fmt: skip
-    blank["step"] = blank["skip_step"] = -2 * STEP_LIMIT
-    blank["loss"] = blank["norm"] = blank["scale_top"] = np.nan
-    blank["rank_low"], blank["rank_high"], blank["world"] = 1 << 40, -(1 << 40), -1
-    return blank
-
-
 class NonFiniteDetector:
     """See the module's text."""
 
@@ -132,7 +96,7 @@ class NonFiniteDetector:
 
     def __init__(self, config: NonFinite) -> None:
         self.config = config
-        self.series = SeriesTable(_blank())
+        self.series = SeriesTable(blank_series())
         self._episodes: dict[int, _Episode] = {}
 
     def observe(self, frame: Frame) -> Sequence[Finding]:
@@ -144,14 +108,14 @@ class NonFiniteDetector:
         slots, new = self.series.slots(frame)
         now = float(frame.times()[0])
         said = [(-1, finding) for slot in new for finding in self._superseded(slot, now)]
-        bad, columns = _columns(frame)
+        bad, columns = columns_of(frame)
         state = self.series.state
         sick = np.zeros(len(state) + 1, dtype=bool)  # the last is for rows without a slot
         sick[:-1] = state["open"] | (state["skips"] > 0)
         sick[slots[bad]] = True
         sick[-1] = False
         sick_rows = sick[slots]
-        _remember(state, slots, columns, (slots >= 0) & ~sick_rows)
+        remember(state, slots, columns, (slots >= 0) & ~sick_rows)
         if sick_rows.any():
             said.extend(self._sick(frame, slots, np.flatnonzero(sick_rows), bad, columns))
         return [finding for _row, finding in sorted(said, key=lambda item: item[0])]
@@ -160,7 +124,10 @@ class NonFiniteDetector:
         """Say how many ranks were affected where no later step comes, and forget what has been silent for long."""
         found = []
         for slot, episode in self._episodes.items():
-            if len(episode.ranks) > episode.ranks_said and now - float(self.series.state["seen"][slot]) >= COUNT_WAIT_SECONDS:
+            if (
+                len(episode.ranks) > episode.ranks_said
+                and now - float(self.series.state["seen"][slot]) >= COUNT_WAIT_SECONDS
+            ):
                 found.append(self._said_again(slot, episode, now, episode.first.step))
         for slot in self.series.silent(now):
             self._episodes.pop(slot, None)
@@ -168,7 +135,7 @@ class NonFiniteDetector:
         return found
 
     def _sick(
-        self, frame: Frame, slots: Array, at: Array, bad: Array, columns: dict[str, tuple[Array, Array]]
+        self, frame: Frame, slots: Array, at: Array, bad: Array, columns: Columns
     ) -> Iterable[tuple[int, Finding]]:
         order = at[np.argsort(slots[at], kind="stable")]
         begins = np.flatnonzero(np.r_[True, slots[order][1:] != slots[order][:-1]])[1:]
@@ -176,25 +143,25 @@ class NonFiniteDetector:
             slot = int(slots[rows[0]])
             if len(rows) >= DEDUPLICATE_ROWS:
                 self._count_ranks(slot, rows, bad, columns)
-                rows = _distinct(frame, rows, bad, columns)  # noqa: PLW2901
-            for row in _rows(frame, rows, columns):
+                rows = distinct(frame, rows, bad, columns)  # noqa: PLW2901
+            for row in rows_of(frame, rows, columns):
                 for finding in self._take(slot, row):
                     yield row.at, finding
 
-    def _count_ranks(self, slot: int, rows: Array, bad: Array, columns: dict[str, tuple[Array, Array]]) -> None:
+    def _count_ranks(self, slot: int, rows: Array, bad: Array, columns: Columns) -> None:
         """Every rank that is bad at the step of the open episode, before rows that say the same are left out."""
         episode = self._episodes.get(slot)
         if episode is not None:
             there = rows[bad[rows] & (columns["step"][0][rows] == episode.first.step)]
             _add_ranks(episode, np.unique(columns["rank"][0][there]).tolist())
 
-    def _take(self, slot: int, row: _Row) -> list[Finding]:
+    def _take(self, slot: int, row: Row) -> list[Finding]:
         """One row of one job, in order."""
         said = []
         episode = self._episodes.get(slot)
         if episode is not None and row.step > episode.first.step and len(episode.ranks) > episode.ranks_said:
             said.append(self._said_again(slot, episode, row.time, row.step))
-        _note_row(self.series.state, slot, row)
+        note_row(self.series.state, slot, row)
         if not row.bad:
             return said + self._finite(slot, row)
         why = self._why(slot, row)
@@ -202,7 +169,7 @@ class NonFiniteDetector:
             return said + self._still_bad(slot, episode, row)
         return said if why is None else [*said, self._begin(slot, row, why)]
 
-    def _why(self, slot: int, row: _Row) -> str | None:
+    def _why(self, slot: int, row: Row) -> str | None:
         """Why this bad row is trouble; ``None`` for a step that a loss scaler skipped on its search."""
         state = self.series.state
         if not row.overflow:
@@ -216,7 +183,7 @@ class NonFiniteDetector:
         low, top = self.config.collapsed_scale, state["scale_top"][slot]
         return "scale" if row.scale is not None and row.scale <= low < top else None
 
-    def _begin(self, slot: int, row: _Row, why: str) -> Finding:
+    def _begin(self, slot: int, row: Row, why: str) -> Finding:
         state = self.series.state[slot]
         before = {"last_finite_loss": _known(state["loss"]), "last_finite_grad_norm": _known(state["norm"])}
         world = int(state["world"]) if state["world"] >= 0 else None
@@ -225,19 +192,25 @@ class NonFiniteDetector:
         self.series.state["open"][slot] = True
         return self._finding(slot, episode, row.time, row.step)
 
-    def _proves(self, slot: int, row: _Row) -> bool:
+    def _proves(self, slot: int, row: Row) -> bool:
         """Whether the row shows that the trouble was made on its rank."""
         state = self.series.state[slot]
         alone = state["world"] == 1 or (state["world"] < 0 and state["rank_low"] == state["rank_high"])
-        return bool(row.scope in _PRE or alone)
+        return bool(row.scope in PRE_REDUCTION or alone)
 
-    def _still_bad(self, slot: int, episode: _Episode, row: _Row) -> list[Finding]:
+    def _still_bad(self, slot: int, episode: _Episode, row: Row) -> list[Finding]:
         first = episode.first
         episode.last_bad, episode.finite_steps = max(episode.last_bad, row.step), 0
         place, known = (row.step, row.microbatch), (first.step, first.microbatch)
         proves = self._proves(slot, row) and not row.overflow
-        earlier = place < known and row.rank != first.rank and row.time <= first.time + CLOCKS_SECONDS and not row.overflow
-        named = place == known and proves and (not episode.proven or (first.parameter is None and row.parameter is not None))
+        earlier = (
+            place < known and row.rank != first.rank and row.time <= first.time + CLOCKS_SECONDS and not row.overflow
+        )
+        named = (
+            place == known
+            and proves
+            and (not episode.proven or (first.parameter is None and row.parameter is not None))
+        )
         if row.step == first.step:
             _add_ranks(episode, [row.rank])
         if not (earlier or named):
@@ -247,14 +220,16 @@ class NonFiniteDetector:
         episode.first, episode.proven = row, proves
         return [self._said_again(slot, episode, row.time, row.step)]
 
-    def _finite(self, slot: int, row: _Row) -> list[Finding]:
+    def _finite(self, slot: int, row: Row) -> list[Finding]:
         state = self.series.state
         if row.says_something and row.step > state["skip_step"][slot]:
             state["skips"][slot], state["applied"][slot] = 0, True
         episode = self._episodes.get(slot)
         if episode is None or not row.says_something:
             return []
-        back = row.step < episode.begun_step and row.time > episode.first.time + CLOCKS_SECONDS  # the job went back to a checkpoint
+        back = (
+            row.step < episode.begun_step and row.time > episode.first.time + CLOCKS_SECONDS
+        )  # the job went back to a checkpoint
         after = row.step > max(episode.last_bad, episode.last_finite if episode.finite_steps else -STEP_LIMIT)
         if back and not episode.finite_steps:
             episode.last_bad = min(episode.last_bad, row.step - 1)
@@ -272,13 +247,22 @@ class NonFiniteDetector:
         self.series.state["open"][slot] = False
         job, attempt = _key(self.series, slot)
         return Finding(
-            id=finding_id(NAME, job, attempt, episode.begun_step, "resolved", words), time=now, detector=NAME,
-            kind=FindingKind.NONFINITE, state=FindingState.RESOLVED, severity=Severity.CRITICAL,
+            id=finding_id(NAME, job, attempt, episode.begun_step, "resolved", words),
+            time=now,
+            detector=NAME,
+            kind=FindingKind.NONFINITE,
+            state=FindingState.RESOLVED,
+            severity=Severity.CRITICAL,
             title=f"{job}: numbers are finite again at step {step}" if words[0].isdigit() else f"{job}: {words}",
-            message=f"Since step {episode.first.step} they were not; {words}.", job=job, attempt=attempt, step=step,
-            onset_step=episode.first.step, onset_time=episode.first.time, world_size=episode.world_size,
+            message=f"Since step {episode.first.step} they were not; {words}.",
+            job=job,
+            attempt=attempt,
+            step=step,
+            onset_step=episode.first.step,
+            onset_time=episode.first.time,
+            world_size=episode.world_size,
             evidence={"episode_step": episode.begun_step, "finite_steps": episode.finite_steps},
-        )  # fmt: skip
+        )
 
     def _said_again(self, slot: int, episode: _Episode, now: float, step: int) -> Finding:
         episode.ranks_said = len(episode.ranks)
@@ -291,18 +275,39 @@ class NonFiniteDetector:
         about = (row.step, row.microbatch, rank, parameter, len(episode.ranks))
         title, message = _words(job, episode, self.series.state[slot])
         return Finding(
-            id=finding_id(NAME, job, attempt, episode.begun_step, "firing", *about), time=now, detector=NAME,
-            kind=FindingKind.NONFINITE, state=FindingState.FIRING, severity=Severity.CRITICAL, title=title, message=message,
-            job=job, attempt=attempt, node=row.node if proven else None, uuid=row.uuid if proven else None, rank=rank,
-            parameter=parameter, step=step, onset_step=row.step, onset_time=row.time, world_size=episode.world_size,
+            id=finding_id(NAME, job, attempt, episode.begun_step, "firing", *about),
+            time=now,
+            detector=NAME,
+            kind=FindingKind.NONFINITE,
+            state=FindingState.FIRING,
+            severity=Severity.CRITICAL,
+            title=title,
+            message=message,
+            job=job,
+            attempt=attempt,
+            node=row.node if proven else None,
+            uuid=row.uuid if proven else None,
+            rank=rank,
+            parameter=parameter,
+            step=step,
+            onset_step=row.step,
+            onset_time=row.time,
+            world_size=episode.world_size,
             ranks_affected=len(episode.ranks),
             evidence={
-                "episode_step": episode.begun_step, "why": episode.why, "loss": row.loss, "grad_norm": row.norm,
-                "nonfinite": row.count, "microbatch": row.microbatch if row.microbatch >= 0 else None,
-                "loss_scale": row.scale, "skipped": row.skipped, "scope": row.scope,
-                "skips_in_a_row": int(self.series.state["skips"][slot]), **episode.before,
+                "episode_step": episode.begun_step,
+                "why": episode.why,
+                "loss": row.loss,
+                "grad_norm": row.norm,
+                "nonfinite": row.count,
+                "microbatch": row.microbatch if row.microbatch >= 0 else None,
+                "loss_scale": row.scale,
+                "skipped": row.skipped,
+                "scope": row.scope,
+                "skips_in_a_row": int(self.series.state["skips"][slot]),
+                **episode.before,
             },
-        )  # fmt: skip
+        )
 
     def _superseded(self, new_slot: int, now: float) -> list[Finding]:
         """A new attempt of a job ends what is open of those before."""
@@ -323,21 +328,19 @@ class NonFiniteDetector:
             key = (frame.strings("job")[at] or "", frame.strings("attempt")[at] or "")
             slot = self.series.slot(key)
             if slot is not None and slot in self._episodes:
-                found.append(self._over(slot, float(frame.times()[at]), self._episodes[slot].last_bad, "the job has ended"))
+                found.append(
+                    self._over(slot, float(frame.times()[at]), self._episodes[slot].last_bad, "the job has ended")
+                )
         return found
-
-
-def _is_bad(value: float | None) -> bool:
-    return value is not None and not math.isfinite(value)
 
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _norm_only(row: _Row) -> bool:
+def _norm_only(row: Row) -> bool:
     """The norm's own arithmetic overflowed: the elements were counted, and every one is finite."""
-    return row.norm is not None and math.isinf(row.norm) and row.count == 0 and not _is_bad(row.loss)
+    return row.norm is not None and math.isinf(row.norm) and row.count == 0 and not is_bad(row.loss)
 
 
 def _key(series: SeriesTable, slot: int) -> JobKey:
@@ -349,98 +352,6 @@ def _key(series: SeriesTable, slot: int) -> JobKey:
 def _add_ranks(episode: _Episode, ranks: list[int]) -> None:
     room = RANKS_MAX - len(episode.ranks)
     episode.ranks.update([rank for rank in ranks if rank not in episode.ranks][:room])
-
-
-def _columns(frame: Frame) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """Which rows are bad, and the columns that are needed for it and for what is remembered."""
-    names = ("rank", "world_size", "microbatch", "loss", "grad_norm", "nonfinite", "loss_scale", "skipped")
-    columns = {name: frame.numbers(name) for name in names}
-    step = steps(frame)
-    columns["step"] = (step, np.ones(len(step), dtype=bool))
-    seconds = frame.times()
-    columns["time"] = (seconds, np.ones(len(step), dtype=bool))
-    loss, norm, count = columns["loss"], columns["grad_norm"], columns["nonfinite"]
-    bad = (loss[1] & ~np.isfinite(loss[0])) | (norm[1] & ~np.isfinite(norm[0])) | (count[1] & (count[0] > 0))
-    return bad, columns
-
-
-def _remember(state: Array, slots: Array, columns: dict[str, tuple[Array, Array]], healthy: Array) -> None:
-    """What rows of healthy jobs leave behind: all of them at once. Of each step the first row counts."""
-    at = np.flatnonzero(healthy)
-    if not len(at):
-        return
-    slot, step = slots[at], columns["step"][0][at]
-    rank = columns["rank"][0][at]
-    np.minimum.at(state["rank_low"], slot, rank)
-    np.maximum.at(state["rank_high"], slot, rank)
-    np.maximum.at(state["seen"], slot, columns["time"][0][at])
-    for name, column in (("world", "world_size"), ("scale_top", "loss_scale")):
-        values, valid = columns[column][0][at], columns[column][1][at]
-        if valid.any():
-            np.fmax.at(state[name], slot[valid], values[valid])
-    loss, norm, count = (columns[name] for name in ("loss", "grad_norm", "nonfinite"))
-    told = loss[1][at] | norm[1][at] | count[1][at]
-    state["applied"][slot[told]] = True
-    newer = np.flatnonzero(step > state["step"][slot])
-    if not len(newer):
-        return
-    order = newer[np.lexsort((newer, -step[newer], slot[newer]))]
-    best = order[np.r_[True, slot[order][1:] != slot[order][:-1]]]
-    state["step"][slot[best]] = step[best]
-    for name, (values, valid) in (("loss", loss), ("norm", norm)):
-        known = best[valid[at][best]]
-        state[name][slot[known]] = values[at][known]
-
-
-def _note_row(state: Array, slot: int, row: _Row) -> None:
-    """The same for one row of a sick job."""
-    one = state[slot : slot + 1]
-    one["rank_low"] = min(int(one["rank_low"][0]), row.rank)
-    one["rank_high"] = max(int(one["rank_high"][0]), row.rank)
-    one["seen"] = max(float(one["seen"][0]), row.time)
-    if row.scale is not None:
-        one["scale_top"] = np.fmax(one["scale_top"], row.scale)
-    if row.step > one["step"][0] and not row.bad:
-        one["step"] = row.step
-        if row.loss is not None:
-            one["loss"] = row.loss
-        if row.norm is not None:
-            one["norm"] = row.norm
-
-
-def _distinct(frame: Frame, rows: Array, bad: Array, columns: dict[str, tuple[Array, Array]]) -> Array:
-    """The first of the rows that say the same: step, microbatch, whether bad, skipped and from before a reduction."""
-    scopes = frame.strings("scope")
-    parameters = frame.batch.column("first_nonfinite").is_valid()
-    skipped, skipped_valid = columns["skipped"]
-    what = np.array(
-        [
-            columns["step"][0][rows], columns["microbatch"][0][rows], bad[rows],
-            np.array([scopes[at] in _PRE for at in rows.tolist()]), np.asarray(parameters)[rows],
-            np.where(skipped_valid, skipped, 2)[rows], columns["loss"][1][rows] & ~np.isfinite(columns["loss"][0][rows]),
-        ],
-        dtype=np.int64,
-    )  # fmt: skip
-    _values, first = np.unique(what, axis=1, return_index=True)
-    return rows[np.sort(first)]
-
-
-def _rows(frame: Frame, at: Array, columns: dict[str, tuple[Array, Array]]) -> Iterable[_Row]:
-    texts = {name: frame.batch.column(name) for name in ("scope", "first_nonfinite", "node", "uuid")}
-
-    def value(name: str, row: int) -> float | None:
-        values, valid = columns[name]
-        return float(values[row]) if valid[row] else None
-
-    for row in at.tolist():
-        count, microbatch, skipped = value("nonfinite", row), value("microbatch", row), value("skipped", row)
-        yield _Row(
-            row, float(columns["time"][0][row]), int(columns["step"][0][row]), -1 if microbatch is None else int(microbatch),
-            int(columns["rank"][0][row]), value("loss", row), value("grad_norm", row), None if count is None else int(count),
-            value("loss_scale", row), None if skipped is None else bool(skipped), texts["scope"][row].as_py(),
-            texts["first_nonfinite"][row].as_py() or None, texts["node"][row].as_py() or None,
-            texts["uuid"][row].as_py() or None,
-        )  # fmt: skip
 
 
 def _words(job: str, episode: _Episode, state: np.void) -> tuple[str, str]:
@@ -456,14 +367,20 @@ def _words(job: str, episode: _Episode, state: np.void) -> tuple[str, str]:
         what = "the gradient norm is infinite although every gradient element is finite"
     elif row.count is not None and row.count > 0:
         what = f"non-finite gradient{inside}"
-    elif _is_bad(row.loss):
+    elif is_bad(row.loss):
         what = f"the loss is {_said(row.loss)}"
     else:
         what = f"the gradient norm is {_said(row.norm)}"
-    numbers = f"Loss {_said(row.loss)}, gradient norm {_said(row.norm)}, non-finite gradient elements {_said(row.count)}"
-    before = f"before it loss {_said(episode.before['last_finite_loss'])}, norm {_said(episode.before['last_finite_grad_norm'])}"
+    numbers = (
+        f"Loss {_said(row.loss)}, gradient norm {_said(row.norm)}, non-finite gradient elements {_said(row.count)}"
+    )
+    loss, norm = (_said(episode.before[name]) for name in ("last_finite_loss", "last_finite_grad_norm"))
+    before = f"before it loss {loss}, norm {norm}"
     place = "" if proven else " Where it began is not proven: no row from before a reduction has shown it."
-    return f"{job}: {what}{where} at step {row.step}", f"{numbers}; {before}. Ranks affected so far: {len(episode.ranks)}.{place}"
+    return (
+        f"{job}: {what}{where} at step {row.step}",
+        f"{numbers}; {before}. Ranks affected so far: {len(episode.ranks)}.{place}",
+    )
 
 
 def _said(value: float | None) -> str:

@@ -3,20 +3,23 @@
 A frame is brought to the series once, as an array of slots; what follows are operations on arrays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from telemetry_bus.frames import Array, Frame
 
 JobKey = tuple[str, str]
-"""A job and its attempt: steps are ordered within an attempt only."""
+"""A job and its attempt (steps are ordered within an attempt only), or a node and nothing."""
 
 SERIES_MAX = 16_384
 """Attempts of jobs that are remembered at once: a fleet of 37,500 nodes with a job on every two or three of them."""
 SILENT_SECONDS = 6 * 3600.0
-"""A series that has shown nothing for so long is forgotten; the longest honest pause (a large checkpoint) is minutes."""
+"""A series that has shown nothing for so long is forgotten; the longest honest pause (a large checkpoint) is
+minutes."""
 SMALL_ROWS = 16
 """Up to so many rows a dictionary is faster than Arrow's encoding (measured: 2 µs a row against 30 µs a frame)."""
 STEP_LIMIT = 1 << 53
@@ -50,9 +53,9 @@ class SeriesTable:
         """The slot of a series that is known."""
         return self._slots.get(key)
 
-    def slots(self, frame: Frame) -> tuple[Array, list[int]]:
+    def slots(self, frame: Frame, name: str = "job", and_name: str | None = "attempt") -> tuple[Array, list[int]]:
         """The slot of every row of ``frame`` (-1 where there is no room), and the slots that are new."""
-        codes, keys = _job_codes(frame)
+        codes, keys = _codes(frame, name, and_name)
         found = [self._slots.get(key, -1) for key in keys]
         new: list[int] = []
         if -1 in found:
@@ -87,7 +90,11 @@ class SeriesTable:
         """The slots that have been silent for :data:`SILENT_SECONDS`."""
         if not self._slots:
             return []
-        return [int(slot) for slot in np.flatnonzero(self.state["seen"] < now - SILENT_SECONDS) if self.keys[slot] is not None]
+        return [
+            int(slot)
+            for slot in np.flatnonzero(self.state["seen"] < now - SILENT_SECONDS)
+            if self.keys[slot] is not None
+        ]
 
     def _take(self, key: JobKey, held: set[int]) -> int:
         if not self._free and len(self.state) < self._limit:
@@ -118,20 +125,30 @@ class SeriesTable:
         self.forgotten += len(victims)
 
 
-def _job_codes(frame: Frame) -> tuple[Array, list[JobKey]]:
-    """For every row which of the frame's few (job, attempt) it belongs to."""
+def _codes(frame: Frame, name: str, and_name: str | None) -> tuple[Array, list[JobKey]]:
+    """For every row which of the frame's few keys it belongs to. Absent text is empty."""
     if frame.rows <= SMALL_ROWS:
         numbers: dict[JobKey, int] = {}
-        pairs = zip(frame.strings("job"), frame.strings("attempt"), strict=True)
-        codes = [numbers.setdefault((job or "", attempt or ""), len(numbers)) for job, attempt in pairs]
+        seconds = [None] * frame.rows if and_name is None else frame.strings(and_name)
+        pairs = zip(frame.strings(name), seconds, strict=True)
+        codes = [numbers.setdefault((first or "", second or ""), len(numbers)) for first, second in pairs]
         return np.array(codes, dtype=np.intp), list(numbers)
-    job = pc.dictionary_encode(frame.batch.column("job"))
-    attempt = pc.dictionary_encode(frame.batch.column("attempt"))
-    jobs, attempts = job.dictionary.to_pylist(), attempt.dictionary.to_pylist()
-    both = np.asarray(job.indices).astype(np.int64) * len(attempts) + np.asarray(attempt.indices)
+    firsts, first_codes = _encoded(frame, name)
+    if and_name is None:
+        return first_codes, [(first, "") for first in firsts]
+    seconds_text, second_codes = _encoded(frame, and_name)
+    both = first_codes * len(seconds_text) + second_codes
     distinct, codes_of_rows = np.unique(both, return_inverse=True)
-    keys = [(jobs[value // len(attempts)], attempts[value % len(attempts)]) for value in distinct.tolist()]
+    keys = [(firsts[code // len(seconds_text)], seconds_text[code % len(seconds_text)]) for code in distinct.tolist()]
     return codes_of_rows, keys
+
+
+def _encoded(frame: Frame, name: str) -> tuple[list[str], Array]:
+    column: Any = frame.batch.column(name)
+    if column.null_count:
+        column = pc.fill_null(column, pa.scalar(""))
+    encoded: Any = pc.dictionary_encode(column)
+    return encoded.dictionary.to_pylist(), np.asarray(encoded.indices).astype(np.int64)
 
 
 def rounds(slots: Array) -> Iterator[Array]:
@@ -157,8 +174,3 @@ def rounds(slots: Array) -> Iterator[Array]:
 def steps(frame: Frame) -> Array:
     """The steps, clipped to what arithmetic can carry."""
     return np.clip(frame.numbers("step")[0], -STEP_LIMIT, STEP_LIMIT)
-
-
-def first_text(values: Sequence[str | None], at: int) -> str | None:
-    """A text that may be absent; an empty one is absent too, since it names nothing."""
-    return values[at] or None

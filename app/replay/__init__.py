@@ -1,6 +1,6 @@
 """Recorded runs through the very same detectors: what would they have said, and who would have been woken?"""
 
-#from app.replay.command import replay_command
+from app.replay.command import replay_command
 from app.replay.errors import ReplayError, UnreadableRun
 from app.replay.readers import Run, read_run
 from app.replay.run import ReplayFinding, ReplayResult, replay_run

@@ -1,12 +1,14 @@
 """Files of recorded runs: CSV, JSON lines, and the ``trainer_state.json`` of Hugging Face's Trainer.
 
-A row that cannot be read is skipped, counted, and said with its file, line and column; the others are kept. Steps may go
-back (a resume) and repeat. An empty cell, ``null`` and a missing key are absent; ``nan``, ``inf`` and ``-inf`` are values.
+A row that cannot be read is skipped, counted, and said with its file, line and column; the others are kept. Steps may
+go back (a resume) and repeat. An empty cell, ``null`` and a missing key are absent; ``nan``, ``inf`` and ``-inf`` are
+values.
 """
 
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,14 +66,20 @@ def read_run(path: Path) -> Run:
     """Read ``path``, by what is in it. Raises :class:`UnreadableRun` if no run is."""
     text = _text(path)
     if "tfevents" in path.name:
-        raise UnreadableRun(path, "this is a TensorBoard event file, which is not read yet", "CSV, JSON lines or trainer_state.json")
-    if path.suffix == ".csv" or (path.suffix not in (".json", ".jsonl", ".ndjson") and not text.lstrip().startswith("{")):
+        raise UnreadableRun(
+            path, "this is a TensorBoard event file, which is not read yet", "CSV, JSON lines or trainer_state.json"
+        )
+    if path.suffix == ".csv" or (
+        path.suffix not in (".json", ".jsonl", ".ndjson") and not text.lstrip().startswith("{")
+    ):
         run = _read_csv(path, text)
     else:
         history = _trainer_history(path, text)
         run = _read_objects(path, text) if history is None else _read_trainer(path, history)
     if not run.rows:
-        raise UnreadableRun(path, f"no row can be read ({run.skipped_rows} were skipped{_first(run)})", "at least one row")
+        raise UnreadableRun(
+            path, f"no row can be read ({run.skipped_rows} were skipped{_first(run)})", "at least one row"
+        )
     return run
 
 
@@ -86,7 +94,9 @@ def _text(path: Path) -> str:
             raise UnreadableRun(path, f"the file has {size} bytes", f"at most {FILE_BYTES_MAX}")
         text = path.read_bytes().decode("utf-8-sig", "replace")
     except OSError as error:
-        raise UnreadableRun(path, f"it cannot be read: {error.strerror or error}", "a file with a recorded run") from error
+        raise UnreadableRun(
+            path, f"it cannot be read: {error.strerror or error}", "a file with a recorded run"
+        ) from error
     if not text.strip():
         raise UnreadableRun(path, "the file is empty", "a recorded run")
     return text
@@ -154,7 +164,8 @@ def _read_objects(path: Path, text: str) -> Run:
 
 
 def _trainer_history(path: Path, text: str) -> list[Any] | None:
-    """The ``log_history`` if the whole text is one such object; ``None`` if it is something else, such as JSON lines."""
+    """The ``log_history`` if the whole text is one such object; ``None`` if it is something else, such as JSON
+    lines."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
@@ -163,7 +174,9 @@ def _trainer_history(path: Path, text: str) -> list[Any] | None:
         return list(whole["log_history"])
     if isinstance(whole, dict) and "step" in whole:
         return None
-    raise UnreadableRun(path, "a JSON document without log_history", "JSON lines, or a trainer_state.json with log_history")
+    raise UnreadableRun(
+        path, "a JSON document without log_history", "JSON lines, or a trainer_state.json with log_history"
+    )
 
 
 def _read_trainer(path: Path, history: list[Any]) -> Run:
@@ -173,7 +186,11 @@ def _read_trainer(path: Path, history: list[Any]) -> Run:
         if not isinstance(entry, dict):
             run.skip(f"log_history[{row}]: expected an object, found {_said(entry)}; the row is skipped")
         elif "loss" in entry or "grad_norm" in entry:
-            values = {_TRAINER_KEYS.get(name, name): value for name, value in entry.items() if name in (*_TRAINER_KEYS, "step")}
+            values = {
+                _TRAINER_KEYS.get(str(name), str(name)): value
+                for name, value in entry.items()
+                if name in (*_TRAINER_KEYS, "step")
+            }
             _add(run, row, row, values, _json_value, place="log_history entry")
     return run
 
@@ -186,7 +203,9 @@ def _add(
         try:
             values[name] = parse(name, raw.get(name))
         except _BadCell as error:
-            run.skip(f"{place} {line}, column {name}: expected {error}, found {_said(raw.get(name))}; the row is skipped")
+            run.skip(
+                f"{place} {line}, column {name}: expected {error}, found {_said(raw.get(name))}; the row is skipped"
+            )
             return
     if values["step"] is None:
         run.skip(f"{place} {line}, column step: expected a whole number, found nothing; the row is skipped")
@@ -235,8 +254,6 @@ def _flag(text: str) -> bool:
 
 
 def _whole(value: float | int) -> int:
-    if value != value or abs(value) > STEP_MAX or int(value) != value:
+    if math.isnan(value) or abs(value) > STEP_MAX or int(value) != value:
         raise _BadCell("a whole number that fits 64 bits")
     return int(value)
-
-

@@ -1,8 +1,8 @@
 """A recorded run as frames of ``train/1`` and ticks, through detectors.
 
-The files carry no time of day: event time starts at 0 and goes on by each row's ``step_time_s`` (else a second). Ticks are
-made from it too, where rows are far enough apart that a silence could be found, so that a replay finds the same silence
-every time. How many rows go into a frame does not change what is found.
+The files carry no time of day: event time starts at 0 and goes on by each row's ``step_time_s`` (else a second). Ticks
+are made from it too, where rows are far enough apart that a silence could be found, so that a replay finds the same
+silence every time. How many rows go into a frame does not change what is found.
 """
 
 import math
@@ -19,9 +19,8 @@ import pyarrow as pa
 from app.replay.readers import Run
 from detectors.detector import Detector, ReaderHealth
 from telemetry_bus.findings import Finding
-from telemetry_bus.frames import Frame
+from telemetry_bus.frames import Frame, batch_of
 from telemetry_bus.frames import Run as ManifestRun
-from telemetry_bus.frames import batch_of
 from telemetry_bus.schemas import FindingState, Scope, Severity
 
 ATTEMPT = "replay"
@@ -36,8 +35,15 @@ GAP_TICKS_MAX = 512
 JOIN_ROWS = 50
 """A page within so many rows after an incident of the same run has ended is the same trouble, still smouldering."""
 _BOOT = uuid.UUID(int=0)
-_COLUMNS = {"loss": "loss", "grad_norm": "grad_norm", "lr": "lr", "loss_scale": "loss_scale", "nonfinite": "nonfinite",
-            "skipped": "skipped", "step_time_s": "step_seconds"}  # fmt: skip
+_COLUMNS = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "lr": "lr",
+    "loss_scale": "loss_scale",
+    "nonfinite": "nonfinite",
+    "skipped": "skipped",
+    "step_time_s": "step_seconds",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +58,20 @@ class ReplayFinding:
         """As the command prints it."""
         cause = self.finding.causes[0].cause if self.finding.causes else None
         return {
-            "detector": self.finding.detector, "severity": self.finding.severity.value, "step": self.step, "row": self.row,
-            "onset_step": self.finding.onset_step, "cause": cause,
+            "detector": self.finding.detector,
+            "severity": self.finding.severity.value,
+            "step": self.step,
+            "row": self.row,
+            "onset_step": self.finding.onset_step,
+            "cause": cause,
             "message": f"{self.finding.title}. {self.finding.message}".strip(),
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What came of one file. ``resolved`` are the ends of what is in ``findings``; ``pages`` those that would have paged."""
+    """What came of one file. ``resolved`` are the ends of what is in ``findings``; ``pages`` those that would have
+    paged."""
 
     file: str
     rows: int
@@ -74,10 +85,15 @@ class ReplayResult:
     def as_json(self) -> dict[str, Any]:
         """The line of the command's JSON."""
         return {
-            "file": self.file, "rows": self.rows, "findings": [item.as_json() for item in self.findings],
-            "pages": [item.step for item in self.pages], "page_rows": [item.row for item in self.pages],
-            "rows_per_second": round(self.rows_per_second), "skipped_rows": self.skipped_rows, "problems": list(self.problems),
-        }  # fmt: skip
+            "file": self.file,
+            "rows": self.rows,
+            "findings": [item.as_json() for item in self.findings],
+            "pages": [item.step for item in self.pages],
+            "page_rows": [item.row for item in self.pages],
+            "rows_per_second": round(self.rows_per_second),
+            "skipped_rows": self.skipped_rows,
+            "problems": list(self.problems),
+        }
 
 
 def event_micros(run: Run) -> list[int]:
@@ -96,16 +112,20 @@ def run_batch(run: Run, micros: list[int], job: str) -> pa.RecordBatch:
     rows = len(micros)
     columns: dict[str, Any] = {
         "time": pa.array(micros, type=pa.int64()).cast(pa.timestamp("us", tz="UTC")),
-        "job": [job] * rows, "attempt": [ATTEMPT] * rows, "rank": [0] * rows, "step": run.columns["step"],
+        "job": [job] * rows,
+        "attempt": [ATTEMPT] * rows,
+        "rank": [0] * rows,
+        "step": run.columns["step"],
         "scope": [Scope.GLOBAL.value] * rows,
-    }  # fmt: skip
+    }
     columns.update({_COLUMNS[name]: values for name, values in run.columns.items() if name in _COLUMNS})
     return batch_of("train/1", columns)
 
 
 def gap_ticks(before: float, after: float) -> list[float]:
     """The ticks of a silence between two rows (UTC seconds): each second first, then each 2 % later than the last."""
-    ticks, wait = [], 1.0
+    ticks: list[float] = []
+    wait = 1.0
     while wait < after - before and len(ticks) < GAP_TICKS_MAX:
         ticks.append(before + wait)
         wait = max(wait + 1.0, wait * 1.02)
@@ -126,7 +146,9 @@ def replay_run(run: Run, detectors: Sequence[Detector], rows_per_frame: int = 64
         frame = Frame("train/1", batch.slice(begin, end - begin), (source,))
         said = [item for detector in detectors for item in detector.observe(frame)]
         rows = np.searchsorted(micros[begin:end], [round(item.time * 1e6) for item in said]) if said else ()
-        found.extend(sorted(((item, begin + int(at)) for item, at in zip(said, rows, strict=True)), key=lambda pair: pair[1]))
+        found.extend(
+            sorted(((item, begin + int(at)) for item, at in zip(said, rows, strict=True)), key=lambda pair: pair[1])
+        )
     return _result(run, found, len(micros) / max(perf_counter() - started, 1e-9))
 
 
@@ -152,7 +174,14 @@ def _result(run: Run, found: Sequence[tuple[Finding, int]], rows_per_second: flo
     firing = tuple(item for item in items if item.finding.state is FindingState.FIRING)
     over = tuple(item for item in items if item.finding.state is FindingState.RESOLVED)
     return ReplayResult(
-        str(run.path), len(run.rows), firing, over, pages_of(items), rows_per_second, run.skipped_rows, tuple(run.problems)
+        str(run.path),
+        len(run.rows),
+        firing,
+        over,
+        pages_of(items),
+        rows_per_second,
+        run.skipped_rows,
+        tuple(run.problems),
     )
 
 

@@ -1,0 +1,147 @@
+"""busy_without_rows: GPUs of a node work, but no training job reports from there.
+
+Either a job runs without the SDK and nobody watches it, or its reporting is broken. Simulated GPUs do no work.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detectors.detector import Detector, ReaderHealth
+from detectors.errors import WrongSetting
+from detectors.latch import Latch
+from detectors.watching import firing, names, resolved
+from detectors.windows import SeriesTable, rounds
+from telemetry_bus.findings import Finding, FindingKind
+from telemetry_bus.frames import Frame
+from telemetry_bus.schemas import Severity
+from telemetry_bus.topics import Topic
+
+NODES_MAX = 65_536
+"""The largest fleet that is planned for has 37,500 nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BusyWithoutRows:
+    """Settings: busy_percent of utilisation that counts as work, busy_seconds for which it must last, pause_seconds of
+    rest that end it, include_simulated GPUs or not.
+    """
+
+    busy_percent: float = 50.0
+    busy_seconds: float = 120.0
+    pause_seconds: float = 30.0
+    include_simulated: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("busy_percent", "busy_seconds", "pause_seconds"):
+            if not getattr(self, name) > 0:
+                raise WrongSetting("busy_without_rows", name, getattr(self, name), "a number above zero")
+
+    def build(self) -> Detector:
+        """A detector that has seen nothing yet."""
+        return BusyWithoutRowsDetector(self)
+
+
+def _blank() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
+    """``begun``, ``busy``: first and newest event time of the present stretch of work; ``told``: of training rows."""
+    blank = np.zeros(
+        (), dtype=[("seen", "f8"), ("begun", "f8"), ("busy", "f8"), ("told", "f8"), ("gpus", "i4"), ("simulated", "?")]
+    )
+    blank["begun"] = blank["busy"] = blank["told"] = -np.inf
+    return blank
+
+
+class BusyWithoutRowsDetector:
+    """See the module's text."""
+
+    name = "busy_without_rows"
+    topics = frozenset({Topic.GPU, Topic.TRAIN})
+
+    def __init__(self, config: BusyWithoutRows) -> None:
+        self.config = config
+        self.nodes = SeriesTable(_blank(), NODES_MAX)
+        self._latch = Latch(0.0, 0.0)
+        self._nowhere = -np.inf
+        """Event time of the newest training row that does not say its node: while such rows come, silence proves
+        nothing."""
+
+    def observe(self, frame: Frame) -> Sequence[Finding]:
+        """Note which nodes work and which report."""
+        if frame.rows and frame.schema_id == "gpu/1":
+            self._work(frame)
+        elif frame.rows:
+            self._report(frame)
+        return ()
+
+    def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
+        """Find the nodes that have worked for long without a training row."""
+        state, config = self.nodes.state, self.config
+        since = max(health.watching_since, self._nowhere)
+        working = (state["busy"] >= now - config.pause_seconds) & (state["busy"] - state["begun"] > config.busy_seconds)
+        untold = (state["told"] < now - config.busy_seconds) & (since < now - config.busy_seconds)
+        slots = {
+            self._name(slot): slot
+            for slot in np.flatnonzero(working & untold).tolist()
+            if self.nodes.keys[slot] is not None
+        }
+        raised, over = self._latch.update(now, slots)
+        kind, severity = FindingKind.BUSY_WITHOUT_ROWS, Severity.WARNING
+        found = []
+        for group in raised:
+            at = [slots[name] for name in group.names]
+            gpus, since = int(state["gpus"][at].sum()), float(state["begun"][at].min())
+            title = f"{gpus} GPUs busy, no training rows: {names(group)}"
+            message = f"They have worked for {now - since:.0f} s. Is the SDK in the job, and does its collector run?"
+            evidence = {"gpus": gpus, "busy_seconds": now - since, "busy_percent_limit": config.busy_percent}
+            place = {
+                "node": group.names[0] if len(group.names) == 1 else None,
+                "simulated": bool(state["simulated"][at].any()),
+            }
+            found.append(firing(kind, severity, group, now, title, message, evidence, **place))
+        for group in over:
+            node = group.names[0] if len(group.names) == 1 else None
+            found.append(
+                resolved(kind, severity, group, now, f"{names(group)}: training rows come, or the GPUs rest", node=node)
+            )
+        for slot in self.nodes.silent(now):
+            self.nodes.free(slot)
+        return found
+
+    def _name(self, slot: int) -> str:
+        return (self.nodes.keys[slot] or ("", ""))[0]
+
+    def _work(self, frame: Frame) -> None:
+        slots, _new = self.nodes.slots(frame, "node", None)
+        percent, valid = frame.numbers("gpu_utilization_percent")
+        simulated, seconds = frame.numbers("simulated")[0], frame.times()
+        np.maximum.at(self.nodes.state["seen"], slots[slots >= 0], seconds[slots >= 0])
+        counts = valid & (slots >= 0) & (self.config.include_simulated | ~simulated.astype(bool))
+        with np.errstate(invalid="ignore"):
+            busy = np.flatnonzero(counts & (percent > self.config.busy_percent))
+        if not len(busy):
+            return
+        instants, which, gpus = np.unique(
+            np.stack([slots[busy].astype(np.float64), seconds[busy]]), axis=1, return_index=True, return_counts=True
+        )
+        del instants
+        order = np.argsort(which)
+        rows, gpus = busy[which[order]], gpus[order]
+        state = self.nodes.state
+        for part in rounds(slots[rows]):
+            slot, now = slots[rows[part]], seconds[rows[part]]
+            fresh = now - state["busy"][slot] > self.config.pause_seconds
+            state["begun"][slot[fresh]] = now[fresh]
+            state["busy"][slot] = np.maximum(state["busy"][slot], now)
+            state["gpus"][slot] = gpus[part]
+            state["simulated"][slot] = simulated[rows[part]]
+
+    def _report(self, frame: Frame) -> None:
+        seconds = frame.times()
+        known = np.asarray(frame.batch.column("node").is_valid())
+        if not known.all():
+            self._nowhere = max(self._nowhere, float(seconds[~known].max()))
+        slots, _new = self.nodes.slots(frame, "node", None)
+        told = known & (slots >= 0)
+        np.maximum.at(self.nodes.state["told"], slots[told], seconds[told])
+        np.maximum.at(self.nodes.state["seen"], slots[told], seconds[told])

@@ -1,0 +1,82 @@
+"""missing_frames: frames that a source has made have not come, or will not come any more.
+
+Loss is measured: each source counts its frames. A gap is *outstanding* while a backlog may still fill it, and *lost*
+later.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detectors.detector import Detector, ReaderHealth
+from detectors.errors import WrongSetting
+from detectors.latch import Latch
+from detectors.watching import firing, names, node_of, resolved
+from telemetry_bus.findings import Finding, FindingKind
+from telemetry_bus.frames import Frame
+from telemetry_bus.schemas import Severity
+from telemetry_bus.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class MissingFrames:
+    """Settings: hold_seconds a gap may stay open before it is said; clear_seconds after the last loss until that is
+    taken back."""
+
+    hold_seconds: float = 30.0
+    clear_seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("hold_seconds", "clear_seconds"):
+            if not getattr(self, name) > 0:
+                raise WrongSetting("missing_frames", name, getattr(self, name), "a number above zero")
+
+    def build(self) -> Detector:
+        """A detector that has seen nothing yet."""
+        return MissingFramesDetector(self)
+
+
+class MissingFramesDetector:
+    """See the module's text."""
+
+    name = "missing_frames"
+    topics: frozenset[Topic] = frozenset()
+
+    def __init__(self, config: MissingFrames) -> None:
+        self.config = config
+        self._outstanding = Latch(0.0, 0.0)
+        self._lost = Latch(0.0, config.clear_seconds)
+        self._lost_before = 0
+
+    def observe(self, frame: Frame) -> Sequence[Finding]:
+        """It lives on ticks alone."""
+        return ()
+
+    def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
+        """Say which sources have had gaps for long, and when frames were lost for ever."""
+        kind, severity = FindingKind.MISSING_FRAMES, Severity.WARNING
+        old = [name for name, holes in health.holes.items() if now - holes.since >= self.config.hold_seconds]
+        raised, over = self._outstanding.update(now, old)
+        found = []
+        for group in raised:
+            frames = sum(health.holes[name].outstanding for name in group.names)
+            title = f"{frames} frames of {names(group)} have not come"
+            message = "A backlog may still bring them; until then curves and counts have gaps."
+            found.append(
+                firing(kind, severity, group, now, title, message, {"outstanding": frames}, node=node_of(group))
+            )
+        for group in over:
+            words = f"no frames of {names(group)} are outstanding any more"
+            found.append(resolved(kind, severity, group, now, words, node=node_of(group)))
+        return found + self._losses(now, health.lost)
+
+    def _losses(self, now: float, lost: int) -> list[Finding]:
+        more = max(0, lost - self._lost_before)
+        self._lost_before = lost
+        kind, severity = FindingKind.MISSING_FRAMES, Severity.WARNING
+        raised, over = self._lost.update(now, ["all sources"] if more else [])
+        message = (
+            "They are gone: what a bound, a dead disk or a long outage took. Counts of the gaps stay in the metrics."
+        )
+        evidence = {"lost": more, "lost_in_all": lost}
+        found = [firing(kind, severity, group, now, f"{more} frames are lost", message, evidence) for group in raised]
+        return found + [resolved(kind, severity, group, now, "no further frames were lost") for group in over]

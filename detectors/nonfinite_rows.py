@@ -1,0 +1,183 @@
+"""Rows of ``train/1`` as the non-finite detector sees them: which are bad, and what healthy ones leave behind."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from detectors.windows import STEP_LIMIT, steps
+from telemetry_bus.frames import Array, Frame
+from telemetry_bus.schemas import Scope
+
+Columns = dict[str, tuple[Array, Array]]
+"""Columns by name, each as ``(values, valid)``."""
+PRE_REDUCTION = frozenset({Scope.MICROBATCH.value, Scope.SHARD.value})
+"""Scopes whose rows show what one rank has made itself."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a job that is sick, or may be."""
+
+    at: int
+    time: float
+    step: int
+    microbatch: int
+    rank: int
+    loss: float | None
+    norm: float | None
+    count: int | None
+    scale: float | None
+    skipped: bool | None
+    scope: str | None
+    parameter: str | None
+    node: str | None
+    uuid: str | None
+
+    @property
+    def bad(self) -> bool:
+        return is_bad(self.loss) or is_bad(self.norm) or (self.count is not None and self.count > 0)
+
+    @property
+    def says_something(self) -> bool:
+        return self.loss is not None or self.norm is not None or self.count is not None
+
+    @property
+    def overflow(self) -> bool:
+        """What a loss scaler makes of a non-finite gradient: it skips the step. A non-finite loss is more than that."""
+        scaled = self.skipped is True or (self.skipped is None and self.scale is not None)
+        return self.bad and scaled and not is_bad(self.loss)
+
+
+def is_bad(value: float | None) -> bool:
+    return value is not None and not math.isfinite(value)
+
+
+def blank_series() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
+    blank = np.zeros(
+        (),
+        dtype=[
+            ("seen", "f8"),
+            ("step", "i8"),
+            ("loss", "f8"),
+            ("norm", "f8"),
+            ("scale_top", "f8"),
+            ("rank_low", "i8"),
+            ("rank_high", "i8"),
+            ("world", "i8"),
+            ("skips", "i4"),
+            ("skip_step", "i8"),
+            ("applied", "?"),
+            ("open", "?"),
+        ],
+    )
+    blank["step"] = blank["skip_step"] = -2 * STEP_LIMIT
+    blank["loss"] = blank["norm"] = blank["scale_top"] = np.nan
+    blank["rank_low"], blank["rank_high"], blank["world"] = 1 << 40, -(1 << 40), -1
+    return blank
+
+
+def columns_of(frame: Frame) -> tuple[Array, Columns]:
+    """Which rows are bad, and the columns that are needed for it and for what is remembered."""
+    names = ("rank", "world_size", "microbatch", "loss", "grad_norm", "nonfinite", "loss_scale", "skipped")
+    columns = {name: frame.numbers(name) for name in names}
+    step = steps(frame)
+    columns["step"] = (step, np.ones(len(step), dtype=bool))
+    seconds = frame.times()
+    columns["time"] = (seconds, np.ones(len(step), dtype=bool))
+    loss, norm, count = columns["loss"], columns["grad_norm"], columns["nonfinite"]
+    bad = (loss[1] & ~np.isfinite(loss[0])) | (norm[1] & ~np.isfinite(norm[0])) | (count[1] & (count[0] > 0))
+    return bad, columns
+
+
+def remember(state: Array, slots: Array, columns: Columns, healthy: Array) -> None:
+    """What rows of healthy jobs leave behind: all of them at once. Of each step the first row counts."""
+    at = np.flatnonzero(healthy)
+    if not len(at):
+        return
+    slot, step = slots[at], columns["step"][0][at]
+    rank = columns["rank"][0][at]
+    np.minimum.at(state["rank_low"], slot, rank)
+    np.maximum.at(state["rank_high"], slot, rank)
+    np.maximum.at(state["seen"], slot, columns["time"][0][at])
+    for name, column in (("world", "world_size"), ("scale_top", "loss_scale")):
+        values, valid = columns[column][0][at], columns[column][1][at]
+        if valid.any():
+            np.fmax.at(state[name], slot[valid], values[valid])
+    loss, norm, count = (columns[name] for name in ("loss", "grad_norm", "nonfinite"))
+    told = loss[1][at] | norm[1][at] | count[1][at]
+    state["applied"][slot[told]] = True
+    newer = np.flatnonzero(step > state["step"][slot])
+    if not len(newer):
+        return
+    order = newer[np.lexsort((newer, -step[newer], slot[newer]))]
+    best = order[np.r_[True, slot[order][1:] != slot[order][:-1]]]
+    state["step"][slot[best]] = step[best]
+    for name, (values, valid) in (("loss", loss), ("norm", norm)):
+        known = best[valid[at][best]]
+        state[name][slot[known]] = values[at][known]
+
+
+def note_row(state: Array, slot: int, row: Row) -> None:
+    """The same for one row of a sick job."""
+    one = state[slot : slot + 1]
+    one["rank_low"] = min(int(one["rank_low"][0]), row.rank)
+    one["rank_high"] = max(int(one["rank_high"][0]), row.rank)
+    one["seen"] = max(float(one["seen"][0]), row.time)
+    if row.scale is not None:
+        one["scale_top"] = np.fmax(one["scale_top"], row.scale)
+    if row.step > one["step"][0] and not row.bad:
+        one["step"] = row.step
+        if row.loss is not None:
+            one["loss"] = row.loss
+        if row.norm is not None:
+            one["norm"] = row.norm
+
+
+def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns) -> Array:
+    """The first of the rows that say the same: step, microbatch, whether bad, skipped and from before a reduction."""
+    scopes = frame.strings("scope")
+    parameters = frame.batch.column("first_nonfinite").is_valid()
+    skipped, skipped_valid = columns["skipped"]
+    what = np.array(
+        [
+            columns["step"][0][rows],
+            columns["microbatch"][0][rows],
+            bad[rows],
+            np.array([scopes[at] in PRE_REDUCTION for at in rows.tolist()]),
+            np.asarray(parameters)[rows],
+            np.where(skipped_valid, skipped, 2)[rows],
+            columns["loss"][1][rows] & ~np.isfinite(columns["loss"][0][rows]),
+        ],
+        dtype=np.int64,
+    )
+    _values, first = np.unique(what, axis=1, return_index=True)
+    return rows[np.sort(first)]
+
+
+def rows_of(frame: Frame, at: Array, columns: Columns) -> Iterable[Row]:
+    texts = {name: frame.batch.column(name) for name in ("scope", "first_nonfinite", "node", "uuid")}
+
+    def value(name: str, row: int) -> float | None:
+        values, valid = columns[name]
+        return float(values[row]) if valid[row] else None
+
+    for row in at.tolist():
+        count, microbatch, skipped = value("nonfinite", row), value("microbatch", row), value("skipped", row)
+        yield Row(
+            row,
+            float(columns["time"][0][row]),
+            int(columns["step"][0][row]),
+            -1 if microbatch is None else int(microbatch),
+            int(columns["rank"][0][row]),
+            value("loss", row),
+            value("grad_norm", row),
+            None if count is None else int(count),
+            value("loss_scale", row),
+            None if skipped is None else bool(skipped),
+            texts["scope"][row].as_py(),
+            texts["first_nonfinite"][row].as_py() or None,
+            texts["node"][row].as_py() or None,
+            texts["uuid"][row].as_py() or None,
+        )

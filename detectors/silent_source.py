@@ -1,0 +1,80 @@
+"""silent_source: a collector that has sent before sends no more.
+
+A node's collector makes a frame at least every few seconds, whether or not its GPUs work, so silence means that the
+collector, its node or the way from it is gone. Sources that end with their work (a job's ranks) are not watched here:
+see stall.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from detectors.detector import Detector, ReaderHealth
+from detectors.errors import WrongSetting
+from detectors.latch import Latch
+from detectors.watching import firing, names, node_of, resolved
+from telemetry_bus.findings import Finding, FindingKind
+from telemetry_bus.frames import Frame
+from telemetry_bus.schemas import Severity
+from telemetry_bus.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class SilentSource:
+    """Settings: silent_seconds until silence is said; suffixes of the sources that are watched."""
+
+    silent_seconds: float = 15.0
+    suffixes: tuple[str, ...] = ("/gpu", "/training")
+
+    def __post_init__(self) -> None:
+        for name in ("silent_seconds",):
+            if not getattr(self, name) > 0:
+                raise WrongSetting("silent_source", name, getattr(self, name), "a number above zero")
+
+    def build(self) -> Detector:
+        """A detector that has seen nothing yet."""
+        return SilentSourceDetector(self)
+
+
+class SilentSourceDetector:
+    """See the module's text."""
+
+    name = "silent_source"
+    topics: frozenset[Topic] = frozenset()
+
+    def __init__(self, config: SilentSource) -> None:
+        self.config = config
+        self._latch = Latch(0.0, 0.0)
+
+    def observe(self, frame: Frame) -> Sequence[Finding]:
+        """It lives on ticks alone."""
+        return ()
+
+    def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
+        """Compare what was last seen of each source with the bus's clock."""
+        oldest = now - self.config.silent_seconds
+        if health.watching_since > oldest:
+            return self._say(now, (), health)
+        silent = [
+            name for name, seen in health.last_seen.items() if seen < oldest and name.endswith(self.config.suffixes)
+        ]
+        return self._say(now, silent, health)
+
+    def _say(self, now: float, silent: Iterable[str], health: ReaderHealth) -> list[Finding]:
+        raised, over = self._latch.update(now, silent)
+        kind, severity = FindingKind.SILENT_SOURCE, Severity.WARNING
+        found = []
+        for group in raised:
+            seen = min(health.last_seen[name] for name in group.names)
+            what = f"{group.names[0]} has" if len(group.names) == 1 else f"{len(group.names)} sources have"
+            title, message = f"{what} sent nothing for {now - seen:.0f} s", f"Silent: {names(group)}."
+            evidence = {
+                "silence_seconds": now - seen,
+                "limit_seconds": self.config.silent_seconds,
+                "sources": len(health.last_seen),
+            }
+            found.append(firing(kind, severity, group, now, title, message, evidence, node=node_of(group)))
+        for group in over:
+            back = all(name in health.last_seen for name in group.names)
+            words = "sends again" if back else "is no longer expected: it was silent for hours and is forgotten"
+            found.append(resolved(kind, severity, group, now, f"{names(group)} {words}", node=node_of(group)))
+        return found
