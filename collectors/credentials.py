@@ -1,7 +1,7 @@
 """A job's credential: who may write a job's rows.
 
-The token of a job is an HMAC of its name under a secret of the installation, so that a collector checks it without a list
-of jobs. It says nothing but "may report as this job", it does not expire, and a new secret ends all of them.
+The token of a job is an HMAC of its name under a secret of the installation, so that a collector checks it without a
+list of jobs. It says nothing but "may report as this job", it does not expire, and a new secret ends all of them.
 """
 
 import base64

@@ -135,7 +135,8 @@ class SocketTaken(CollectorError):
 
     def __init__(self, path: str, found: str) -> None:
         super().__init__(
-            f"the SDK's socket cannot be at {path}: {found}. Expected a free path: stop the other collector, or set another path."
+            f"the SDK's socket cannot be at {path}: {found}. Expected a free path: stop the other collector, or set "
+            "another path."
         )
         self.path = path
 

@@ -1,7 +1,7 @@
 """The listener for the SDK: a Unix socket, a port of this machine, or both, and from there to the bus.
 
-A message is acknowledged only after ``publish`` has returned, so that an SDK keeps what is not durable. What is refused is
-answered with its reason and counted, and stops nothing else. docs/wire.md describes the protocol.
+A message is acknowledged only after ``publish`` has returned, so that an SDK keeps what is not durable. What is
+refused is answered with its reason and counted, and stops nothing else. docs/wire.md describes the protocol.
 """
 
 import asyncio
@@ -45,15 +45,16 @@ HELLO_SECONDS = 5.0
 BODY_SECONDS = 10.0
 """From a message's length to its last byte: 256 KiB on one machine take a millisecond."""
 CLOSE_SECONDS = 1.0
-"""How long closing waits for what is on its way to the bus. What is not acknowledged by then is sent to the next collector."""
+"""How long closing waits for what is on its way to the bus. What is not acknowledged by then is sent to the next
+collector."""
 OFFSETS_KEPT = 32
-"""Messages over which a connection's clock offset is measured. A message can be late on its way and never early, so that
-the greatest of the differences is the nearest to the truth."""
+"""Messages over which a connection's clock offset is measured. A message can be late on its way and never early, so
+that the greatest of the differences is the nearest to the truth."""
 UNIX_PATH_BYTES_MAX = 107
 """Linux's ``sun_path`` has 108 bytes with its final zero."""
 UNIX_MODE = 0o660
-"""Who may connect may write training rows: the collector's user and its group. A node whose jobs run under many users puts
-them in that group, or asks every job for its token."""
+"""Who may connect may write training rows: the collector's user and its group. A node whose jobs run under many users
+puts them in that group, or asks every job for its token."""
 _LENGTH = struct.Struct("<I")
 _STATUS = {
     Refused.BAD_REQUEST: "400 Bad Request",
@@ -70,9 +71,9 @@ _STATUS = {
 class TrainingListener:
     """Takes training rows from SDKs and publishes them. Use it in ``async with``; it can be opened once.
 
-    ``unix_path``: a socket for this node's jobs (a token is optional there, and must be right if it is sent and there are
-    ``credentials``). ``tcp``: (address, port) of a loopback interface, port 0 for any; it takes only jobs with their token.
-    ``require_token`` asks for one on the Unix socket too.
+    ``unix_path``: a socket for this node's jobs (a token is optional there, and must be right if it is sent and there
+    are ``credentials``). ``tcp``: (address, port) of a loopback interface, port 0 for any; it takes only jobs with
+    their token. ``require_token`` asks for one on the Unix socket too.
     """
 
     def __init__(
@@ -162,8 +163,8 @@ class TrainingListener:
         """Check the handshake's token. Raises :class:`WireRefusal`."""
         if handshake.token is None:
             if tcp or self._require_token:
-                message = f"a token for job {handshake.job} is needed here; make one with: nantucket job token {handshake.job}"
-                raise WireRefusal(Refused.TOKEN_MISSING, f"{message}, and set NANTUCKET_TOKEN")
+                message = f"job {handshake.job} needs its token here; set NANTUCKET_TOKEN to what this prints"
+                raise WireRefusal(Refused.TOKEN_MISSING, f"{message}: nantucket job token {handshake.job}")
             return
         if self._credentials is not None and not self._credentials.check(handshake.job, handshake.token):
             message = (

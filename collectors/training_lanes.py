@@ -1,7 +1,8 @@
 """From the SDK's messages to frames on the bus: group commit for each schema, and the memory that it may take.
 
-A message keeps its own run in the frame's manifest (source ``job/attempt/rank/stream``, the SDK's boot and seq), so that the
-reader's ledger sees every loss and every repetition from the SDK on, whatever happens to the collector between.
+A message keeps its own run in the frame's manifest (source ``job/attempt/rank/stream``, the SDK's boot and seq), so
+that the reader's ledger sees every loss and every repetition from the SDK on, whatever happens to the collector
+between.
 """
 
 import asyncio
@@ -21,16 +22,18 @@ from telemetry_bus.topics import Topic
 
 LOGGER = logging.getLogger(__name__)
 FRAME_ROWS_MAX = 4_096
-"""Messages are merged until a frame has this many rows; the last one may add 1,024. With every fixed column (250 bytes) and
-the longest identity (1.3 KiB) that is 8 MiB, and the frame's texts come on top, bounded below: together under 16 MiB."""
+"""Messages are merged until a frame has this many rows; the last one may add 1,024. With every fixed column (250
+bytes) and the longest identity (1.3 KiB) that is 8 MiB, and the frame's texts come on top, bounded below: together
+under 16 MiB."""
 FRAME_TEXT_BYTES_MAX = 4 * 1024 * 1024
 """JSON bytes of the messages in one frame, which bounds the texts in their rows."""
 HELD_BYTES_MAX = 32 * 1024 * 1024
-"""JSON bytes that are held while the bus is slow or away; a parsed message takes some five times that. A rank has at most
-1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections wait."""
+"""JSON bytes that are held while the bus is slow or away; a parsed message takes some five times that. A rank has at
+most 1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections
+wait."""
 STREAMS_MAX = 16_384
-"""Streams (three for each SDK process) whose last number is remembered. What is forgotten and repeated is dropped at the
-reader's ledger."""
+"""Streams (three for each SDK process) whose last number is remembered. What is forgotten and repeated is dropped at
+the reader's ledger."""
 RETRY_SECONDS_FIRST = 0.05
 RETRY_SECONDS_MAX = 1.0
 

@@ -60,7 +60,7 @@ SDK_EVENTS = frozenset(
         EventKind.ROWS_DROPPED,
     }
 )
-"""What a job may tell about itself. What a node tells (an XID, its inventory) comes from the node's own sources only."""
+"""What a job may tell about itself. What a node tells (an XID) comes from the node's own sources only."""
 
 
 @dataclass(frozen=True, slots=True)

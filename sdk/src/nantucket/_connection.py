@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -48,18 +49,18 @@ def default_url() -> str:
     """Where the collector of this machine listens if nobody says.
 
     The first of these that exists: ``/run/nantucket/collector.sock`` (a system service), then
-    ``$XDG_RUNTIME_DIR/nantucket/collector.sock``, then ``~/.local/state/nantucket/collector.sock`` (``nantucket up`` of
-    this user). If none exists: the second where ``XDG_RUNTIME_DIR`` is set, else the third. It is asked at every attempt to
-    connect, so that a collector may start after the job.
+    ``$XDG_RUNTIME_DIR/nantucket/collector.sock``, then ``~/.local/state/nantucket/collector.sock`` (``nantucket up``
+    of this user). If none exists: the second where ``XDG_RUNTIME_DIR`` is set, else the third. It is asked at every
+    attempt to connect, so that a collector may start after the job.
     """
     candidates = []
     if os.environ.get("XDG_RUNTIME_DIR"):
-        candidates.append(os.path.join(os.environ["XDG_RUNTIME_DIR"], "nantucket", "collector.sock"))
-    candidates.append(os.path.join(os.path.expanduser("~"), ".local", "state", "nantucket", "collector.sock"))
-    for path in (SYSTEM_SOCKET, *candidates):
-        if os.path.exists(path):
-            return "unix://" + path
-    return "unix://" + candidates[0]
+        candidates.append(Path(os.environ["XDG_RUNTIME_DIR"], "nantucket", "collector.sock"))
+    candidates.append(Path(os.path.expanduser("~"), ".local", "state", "nantucket", "collector.sock"))
+    for path in (Path(SYSTEM_SOCKET), *candidates):
+        if path.exists():
+            return f"unix://{path}"
+    return f"unix://{candidates[0]}"
 
 
 def address_of(url: str) -> Address:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 NAME_MAX = 96
-"""Characters of a job's or attempt's name: ``job/attempt/rank/stream`` is a source of the bus, which has at most 256 bytes."""
+"""Characters of a job's or attempt's name: ``job/attempt/rank/stream`` is a source of the bus: 256 bytes."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,95}")
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._:@+-]+")
 TEXT_MAX = 253
@@ -30,9 +30,9 @@ class Identity(NamedTuple):
 def find_attempt(given: object, environment: Mapping[str, str], start: float) -> tuple[str, bool]:
     """The attempt's name, and whether every rank of the job finds the same one.
 
-    In order: ``given``; ``NANTUCKET_ATTEMPT``; torchrun's run id and restart count (with Slurm's restart count behind it
-    where the job was requeued); Slurm's job id and restart count; the time of start, which differs from rank to rank.
-    torchrun's default run id is the word "none", which would be the same for every start: it is passed over.
+    In order: ``given``; ``NANTUCKET_ATTEMPT``; torchrun's run id and restart count (with Slurm's restart count behind
+    it where the job was requeued); Slurm's job id and restart count; the time of start, which differs from rank to
+    rank. torchrun's default run id is the word "none", which would be the same for every start: it is passed over.
     """
     if given is not None:
         return str(given), True

@@ -52,11 +52,12 @@ class Run:
         """Report a step. It appends to a queue and returns; it never raises, blocks or waits for the collector.
 
         Columns: ``loss, grad_norm, update_norm, loss_scale, lr, step_seconds, data_seconds, wait_seconds`` (numbers),
-        ``nonfinite`` (gradient elements that are not finite), ``watched_elements`` and ``total_elements`` (how many were
-        looked at, of how many), ``tokens, microbatch`` (whole numbers), ``first_nonfinite`` (the first parameter with a
-        non-finite gradient), ``skipped`` (the optimizer did not step), ``phase``, and ``scope``: whose numbers these are,
-        ``"microbatch"``, ``"shard"`` (before any reduction) or ``"global"`` (after it). Every other name with a number
-        is a metric of that name. Names that are no Python names come in a mapping: ``run.log({"reward/mean": 0.3}, step=5)``.
+        ``nonfinite`` (gradient elements that are not finite), ``watched_elements`` and ``total_elements`` (how many
+        were looked at, of how many), ``tokens, microbatch`` (whole numbers), ``first_nonfinite`` (the first parameter
+        with a non-finite gradient), ``skipped`` (the optimizer did not step), ``phase``, and ``scope``: whose numbers
+        these are, ``"microbatch"``, ``"shard"`` (before any reduction) or ``"global"`` (after it). Every other name
+        with a number is a metric of that name. Names that are no Python names come in a mapping:
+        ``run.log({"reward/mean": 0.3}, step=5)``.
 
         ``None`` is absent, 0.0 is zero and NaN is NaN. A value that cannot be used is counted, said once, and left out.
         A number that lies on a GPU is fetched by ``.item()``, which waits for the GPU: hand over numbers of the host.
@@ -93,7 +94,7 @@ class Run:
         return self._not_taken + (0 if self._sender is None else self._sender.dropped)
 
     def counts(self) -> dict[str, int]:
-        """Rows made, acknowledged by the collector, dropped and refused; values that could not be used; calls not taken."""
+        """Rows made, acknowledged, dropped and refused; values that could not be used; calls not taken."""
         counts = {} if self._sender is None else dict(self._sender.counts)
         known = {name: counts.get(name, 0) for name in ("rows", "acknowledged", "refused", "unusable", "errors")}
         return {**known, "dropped": self.dropped, "calls_not_taken": self._not_taken}
@@ -160,9 +161,9 @@ def init(
 ) -> Run:
     """Start to report this process as ``rank`` of ``job``. It never raises and does not wait for the collector.
 
-    ``rank`` and ``world_size`` default to the launcher's (torchrun, Slurm, MPI), ``attempt`` to ``NANTUCKET_ATTEMPT`` or the
-    launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN``. ``node`` and
-    ``region`` default to the collector's; ``uuid`` is this rank's GPU, ``dp, tp, pp, ep`` its coordinates.
+    ``rank`` and ``world_size`` default to the launcher's (torchrun, Slurm, MPI), ``attempt`` to ``NANTUCKET_ATTEMPT``
+    or the launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN``. ``node``
+    and ``region`` default to the collector's; ``uuid`` is this rank's GPU, ``dp, tp, pp, ep`` its coordinates.
     """
     voice = Voice()
     try:

@@ -6,8 +6,9 @@ import logging
 
 LOGGER = logging.getLogger("nantucket")
 KEYS_MAX = 64
-"""Different things that may be said in one process. The keys are fixed words of this package, far fewer; the bound is for
-the two kinds that carry a name (a metric's, a collector's answer), so that a log cannot be flooded by inventing names."""
+"""Different things that may be said in one process. The keys are fixed words of this package, far fewer; the bound is
+for the two kinds that carry a name (a metric's, a collector's answer), so that a log cannot be flooded by inventing
+names."""
 
 
 class Voice:
@@ -22,7 +23,7 @@ class Voice:
             return
         self._said.add(key)
         try:
-            LOGGER.log(level, "nantucket: " + message, *values)
+            LOGGER.log(level, "nantucket: %s", message % values)
         except Exception:  # noqa: BLE001  a training job's logging set-up is not ours; a handler of it may raise anything
             return
 

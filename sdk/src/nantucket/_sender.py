@@ -23,8 +23,8 @@ POLL_SECONDS = 0.01
 """How often the thread looks at the hand-off: on average 5 ms of delay, 100 short looks a second. It is polled because
 waking a thread from ``log`` costs the training step 26 us and more, appending to a deque well under one."""
 HANDOFF_MAX = 16_384
-"""``log`` calls that may lie between the training loop and this thread: 1.6 s of 10,000 calls a second without one look.
-Beyond twice that a call is dropped whatever it carries; between the two, unless it is critical."""
+"""``log`` calls that may lie between the training loop and this thread: 1.6 s of 10,000 calls a second without one
+look. Beyond twice that a call is dropped whatever it carries; between the two, unless it is critical."""
 DRAIN_MAX = 1_024
 """Calls taken at a look, some 20 ms of conversion: the thread then sees to the socket before it goes on."""
 TRAIN_ROWS_MAX = 16_384
@@ -37,8 +37,9 @@ EVENT_ROWS_MAX = 64
 EVENT_BYTES_MAX = 256 * 1024
 """Events of the SDK itself: a start, an end, and one count of dropped rows per reconnect."""
 WINDOW_MESSAGES = 16
-"""Messages of a stream that are sent and not yet acknowledged: 4,096 rows, or about 1.5 MiB. At one commit of some 10 ms
-each way that is more than 100,000 rows a second; what waits beyond it waits unnumbered, where the bounds above hold."""
+"""Messages of a stream that are sent and not yet acknowledged: 4,096 rows, or about 1.5 MiB. At one commit of some 10
+ms each way that is more than 100,000 rows a second; what waits beyond it waits unnumbered, where the bounds above
+hold."""
 RETRY_SECONDS_FIRST = 0.05
 RETRY_SECONDS_MAX = 1.0
 """The longest pause between two attempts to connect, so that a collector that comes back is found within a second."""
@@ -146,7 +147,8 @@ class Sender:
     def stop(self, seconds: float, grace_seconds: float, last_words: dict[str, Any]) -> int:
         """Send what waits, for at most ``seconds``, and end the thread. Return how many rows were not delivered.
 
-        While no collector is connected, it is waited for only ``grace_seconds``. ``last_words`` is the ``job_end`` detail.
+        While no collector is connected, it is waited for only ``grace_seconds``. ``last_words`` is the ``job_end``
+        detail.
         """
         self._last_words = last_words
         now = _clock.monotonic()
@@ -159,7 +161,8 @@ class Sender:
     def abandon(self) -> None:
         """In a forked child, where the thread does not exist: let go of the parent's rows and of the copied socket.
 
-        No lock is touched: the thread may have held it at the moment of the fork, and then nobody here would release it.
+        No lock is touched: the thread may have held it at the moment of the fork, and then nobody here would release
+        it.
         """
         self.handoff = deque()
         if self._connection is not None:

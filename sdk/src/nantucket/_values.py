@@ -1,7 +1,8 @@
 """From what a training loop hands to ``run.log`` to rows: which names are columns, which values are numbers.
 
-None of these functions raises for what it is given: a value that cannot be used is named in the problems and left out, the
-others are kept. Absent (``None``), zero and NaN are three things: absent is no key at all, NaN is the string ``"NaN"``.
+None of these functions raises for what it is given: a value that cannot be used is named in the problems and left
+out, the others are kept. Absent (``None``), zero and NaN are three things: absent is no key at all, NaN is the string
+``"NaN"``.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Rows(NamedTuple):
 def rows_of(now: float, step: object, values: Mapping[str, object]) -> Rows:
     """Split one ``log`` call into its train row and its metric rows.
 
-    A call with nothing but a step is a train row too: it says that the step was made. One whose step cannot be used gives
-    no rows, since a row without a step has no place.
+    A call with nothing but a step is a train row too: it says that the step was made. One whose step cannot be used
+    gives no rows, since a row without a step has no place.
     """
     number = _step(step)
     if number is None:
@@ -151,7 +152,7 @@ def _number(value: object) -> float | str | None:
 
 
 def _shown(value: object) -> str:
-    """A short picture of a value that could not be used. Never the ``repr`` of a foreign object, which may do anything."""
+    """A short picture of an unusable value. Never the ``repr`` of a foreign object, which may do anything."""
     if isinstance(value, Unusable):
         return f"a {value.type_name}"
     if type(value) is str:

@@ -16,9 +16,8 @@ ANSWER_BYTES_MAX = 64 * 1024
 MESSAGE_ROWS_MAX = 256
 """Rows in a message: two and a half seconds of 100 rows/s, so that a wait of 30 s is 12 messages of a stream."""
 MESSAGE_BYTES_MAX = 96 * 1024
-"""Bytes of rows in a message. A message is at most 256 KiB on the wire; a row is at most 32 KiB and may be the last one."""
-ROW_BYTES_MAX = 32 * 1024
-"""A row of 31 columns with every text as long as it may be has 3 KiB; an event's text and detail, escaped, less than 30."""
+"""Bytes of rows in a message. The longest row (a parameter's name of 512 escaped characters) has 8 KiB and may be the
+last one: together well under the 256 KiB that a message may have on the wire."""
 
 _LENGTH = struct.Struct("<I")
 _encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
