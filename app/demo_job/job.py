@@ -81,6 +81,7 @@ def _log_step(log: LogStep, trainer: Trainer, result: StepResult, step_seconds: 
         grad_norm=result.grad_norm,
         lr=result.learning_rate,
         loss_scale=trainer.config.loss_scale,
+        skipped=False,  # a static scale: no step is ever left out, so an overflow here is no scaler finding its way
         nonfinite=result.nonfinite,
         first_nonfinite=result.first_nonfinite,
         watched_elements=trainer.model.parameter_count,

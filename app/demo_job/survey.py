@@ -16,7 +16,7 @@ from app.demo_job.corpus import load_corpus
 from app.demo_job.trainer import StepResult, Trainer, TrainingConfig, draw_kick
 
 FOLLOW_STEPS = 100
-"""Steps that a kicked run is given to go bad; a kick that has not by then has saturated the model and will not soon."""
+"""Steps that a kicked run is given to go bad; the slowest that was seen to took 49."""
 NO_KICK_STEP = 2**31
 FIXED_KICKS = [(step, factor) for step in (200, 500) for factor in (20, 50, 100)]
 
