@@ -144,7 +144,7 @@ def alert(
     config: Config = None,
     state: State = None,
     bus: Bus = None,
-    store: Annotated[str | None, typer.Option(help="URL of the incident store.")] = None,
+    store: Annotated[Path | None, typer.Option(help="File of the incident store.")] = None,
     as_json: Json = False,
 ) -> None:
     """Findings to incidents to deliveries."""

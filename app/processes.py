@@ -49,6 +49,12 @@ class Talking:
         except TimeoutError as error:
             raise ProcessFailed(self.name, f"did not say what was expected within {timeout_seconds:.0f} s", self.stderr) from error
 
+    async def say(self, text: str) -> None:
+        """Write to its standard input, which was kept open."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(text.encode())
+        await self.process.stdin.drain()
+
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after :data:`STOP_SECONDS`."""
         if self.process.returncode is None:
@@ -63,9 +69,17 @@ class Talking:
 
 @asynccontextmanager
 async def talking(
-    name: str, command: Sequence[str], *, env: Mapping[str, str] | None = None, stdin: str | None = None
+    name: str,
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
+    keep_stdin: bool = False,
 ) -> AsyncIterator[Talking]:
-    """Run ``python -m`` + ``command`` and stop it at the end of the block. ``stdin`` carries secrets, which no list of processes shows."""
+    """Run ``python -m`` + ``command`` and stop it at the end of the block.
+
+    ``stdin`` is written first: secrets go there, since a list of processes shows arguments and environments.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *command,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -76,9 +90,9 @@ async def talking(
         tasks.create_task(_read_lines(running))
         tasks.create_task(_read_stderr(running))
         assert process.stdin is not None
-        if stdin is not None:
-            process.stdin.write(stdin.encode())
-        process.stdin.close()
+        process.stdin.write(stdin.encode())
+        if not keep_stdin:
+            process.stdin.close()
         try:
             yield running
         finally:

@@ -55,7 +55,7 @@ class ServeSettings(Strict):
 class AlertSettings(Strict):
     """How incidents are delivered."""
 
-    store: str | None = Field(None, description="URL of the incident store; default: alerts.sqlite in the state.")
+    store: Path | None = Field(None, description="File of the incident store; default: alerts.sqlite in the state.")
     heartbeat_url: str | None = Field(None, description="Called regularly while everything works; its silence is an alarm.")
     runbooks: str | None = Field(None, description="Base URL of runbooks; the finding's kind is appended.")
 
@@ -92,9 +92,9 @@ class Settings(Strict):
         return self.bus or (self.state / "bus").absolute().as_uri()
 
     @property
-    def store_url(self) -> str:
-        """The incident store's URL, the default filled in."""
-        return self.alert.store or f"sqlite:///{(self.state / 'alerts.sqlite').absolute()}"
+    def store_path(self) -> Path:
+        """The file of the incident store, the default filled in."""
+        return self.alert.store or self.state / "alerts.sqlite"
 
     @property
     def socket_path(self) -> Path:

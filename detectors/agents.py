@@ -27,7 +27,7 @@ from telemetry_bus.frames import Frame, FrameMaker
 from telemetry_bus.intake import Intake
 from telemetry_bus.publisher import publish_until_durable
 from telemetry_bus.runtime.clock import Clock
-from telemetry_bus.topics import Topic
+from telemetry_bus.topics import TELEMETRY, Topic
 
 GROUP = "detect"
 WARM_SECONDS = 600.0
@@ -100,8 +100,8 @@ class DetectorService:
 
     @property
     def topics(self) -> tuple[Topic, ...]:
-        """What the detectors want, and the ticks."""
-        return tuple(sorted({Topic.TICKS, *(topic for d in self._detectors for topic in d.topics)}))
+        """All telemetry, wanted or not: a source counts its frames over all topics, and one left out would look like loss."""
+        return (*TELEMETRY, Topic.TICKS)
 
     async def run(self) -> None:
         """Feed the agents and commit what they have done."""

@@ -19,7 +19,7 @@ from app.demo_job.layers import Floats, Tokens
 
 LAST_NORM = 0.5
 """What the last norm's output is multiplied by. At 1, four kicks in five overflow in the head first; at 0.35, a quarter
-of the kicks overflow nowhere within 60 steps. Both were measured over kicks by 20 to 100; docs/demo.md has those at 0.5."""
+of the kicks overflow nowhere within 60 steps. Both are measured, over kicks by 20 to 100; docs/demo.md has 0.5."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ What is as in a mixed-precision loop on a GPU: float32 master weights; the loss 
 backward; every parameter's gradient is kept in **float16**; the optimiser takes the scale off again in float32. What
 is missing on purpose: the loss scale is static, and no step is skipped when a gradient has overflowed. So after the
 learning rate is multiplied by ``kick_factor`` at ``kick_step``, the weights grow until a scaled gradient no longer
-fits into float16 (65,504), and the first non-finite number is one that the conversion made, in the parameter where
-the gradient was largest.
+fits into float16 (65,504), and the first non-finite number is one that the conversion made, in one parameter or a
+few, of which backward came to one first.
 
 Everything is a function of the configuration: the same seed gives the same numbers on the same machine and numpy.
 """

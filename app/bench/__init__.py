@@ -1,0 +1,1 @@
+"""`nantucket bench`: a measurement for every figure that the documentation quotes."""

@@ -1,0 +1,155 @@
+"""One function a role: it builds the role from the settings, opens it on the process's stack, and says what people must know."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alerting.body import Presentation
+from alerting.errors import BadSetting
+from alerting.incident import Tier
+from alerting.reader import IncidentReader
+from alerting.receivers import RECEIVERS, Receiver
+from alerting.route import Routing
+from alerting.secret import Secret
+from alerting.service import AlertOptions, AlertService
+from alerting.store import Store, StoreReader
+from app.settings import Settings, SettingsError, secret_of
+from app.telemetry import alert_metrics, detector_metrics, listener_metrics
+from collectors.agent import NodeAgent
+from collectors.credentials import JobCredentials
+from collectors.credentials import Secret as JobSecret
+from collectors.registry import SourceOptions, build_source
+from collectors.source import Source
+from collectors.training import TrainingListener
+from dashboards.app import make_app
+from dashboards.server import serve
+from detectors.agents import DetectorService
+from detectors.registry import default_detectors
+from telemetry_bus import Frame, Refusal, Topic
+from telemetry_bus.dead_letter import DeadLetters
+from telemetry_bus.publisher import publish_frame, tick_for_ever
+from telemetry_bus.runtime.clock import Clock
+
+if TYPE_CHECKING:
+    from app.up import Wiring
+
+LOOPBACK = "127.0.0.1"
+
+
+async def collecting_role(wiring: "Wiring") -> None:
+    """A node's GPUs, and the listener for its training jobs."""
+    settings = wiring.settings
+
+    async def publish(topic: Topic, frame: Frame) -> None:
+        await publish_frame(wiring.bus, topic, frame)
+
+    listener = await wiring.stack.enter_async_context(_listener(settings, wiring.clock, publish))
+    wiring.said["socket"] = str(settings.socket_path)
+    if listener.tcp_address is not None:
+        wiring.said["train_port"] = f"http://{listener.tcp_address[0]}:{listener.tcp_address[1]}"
+    wiring.gauges.add(lambda: listener_metrics(listener.counters))
+    sources = sources_of(settings, wiring.clock)
+    if not sources:
+        wiring.said["notes"] = ["No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."]
+        return
+    agent = NodeAgent(sources, publish, wiring.clock, node=settings.node, region=settings.region, hz=settings.collect.hz)
+    await wiring.stack.enter_async_context(agent)
+
+
+def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListener:
+    port = settings.collect.port
+    settings.socket_path.parent.mkdir(parents=True, exist_ok=True)
+    return TrainingListener(
+        publish,
+        clock,
+        node=settings.node,
+        region=settings.region,
+        unix_path=settings.socket_path,
+        tcp=None if port is None else (LOOPBACK, port),
+        credentials=JobCredentials(JobSecret(secret_of(settings.state))),
+    )
+
+
+def sources_of(settings: Settings, clock: Clock) -> list[Source]:
+    """The sources of GPU rows: those that are named, else this machine's GPUs if it has a driver, else simulated ones."""
+    chosen, simulated = settings.collect.source, settings.collect.simulate
+    options = SourceOptions(settings.node, simulated_gpus=simulated or 8, seed=settings.collect.seed)
+    if chosen == "auto":
+        names = ["nvml"] if driver_here() else []
+        names += ["simulated"] if simulated else []
+    else:
+        names = [chosen]
+    return [build_source(name, options, clock) for name in names]
+
+
+def driver_here() -> bool:
+    """Whether this machine has an NVIDIA driver loaded."""
+    return any(Path(path).exists() for path in ("/proc/driver/nvidia/version", "/dev/nvidiactl"))
+
+
+async def detecting_role(wiring: "Wiring") -> None:
+    """The detectors, and the ticks of the bus's clock."""
+    letters = DeadLetters(wiring.bus, wiring.clock, wiring.source("detect.dead"))
+    detectors = [config.build() for config in default_detectors()]
+    service = DetectorService(wiring.bus, detectors, wiring.clock, letters, wiring.source("detect"))
+    wiring.gauges.add(lambda: detector_metrics(service.stats, letters))
+    wiring.tasks.create_task(service.run(), name="detect")
+    wiring.tasks.create_task(tick_for_ever(wiring.bus, wiring.clock, wiring.source("ticks")), name="ticks")
+
+
+async def alerting_role(wiring: "Wiring") -> None:
+    """Findings to incidents to deliveries."""
+    settings = wiring.settings
+    settings.store_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    letters = DeadLetters(wiring.bus, wiring.clock, wiring.source("alert.dead"))
+
+    async def dead_letter(refusal: Refusal) -> None:
+        await letters.put(refusal)
+
+    heartbeat = settings.alert.heartbeat_url
+    options = AlertOptions(
+        presentation=presentation(settings),
+        heartbeat_url=None if heartbeat is None else Secret(heartbeat),
+        dead_letter=dead_letter,
+        on_change=wiring.incidents_changed.set,
+    )
+    store = await wiring.stack.enter_async_context(Store(settings.store_path))
+    service = AlertService(wiring.bus, store, receivers_of(settings, wiring.clock), Routing(), wiring.clock, options)
+    await wiring.stack.enter_async_context(service)
+    wiring.gauges.add(lambda: alert_metrics(service.stats))
+
+
+def presentation(settings: Settings) -> Presentation:
+    """How incidents are shown: what a GPU costs, and where links lead."""
+    return Presentation(settings.usd_per_gpu_hour, settings.serve.public_url, settings.alert.runbooks)
+
+
+def receivers_of(settings: Settings, clock: Clock) -> list[Receiver]:
+    """The configured receivers, not yet open. Raises :class:`~app.settings.SettingsError`."""
+    try:
+        return [
+            RECEIVERS[item.type](
+                name, Secret(item.url), Secret(item.secret.get_secret_value()), frozenset(Tier(tier) for tier in item.tiers)
+            ).build(clock)
+            for name, item in settings.receivers.items()
+        ]
+    except BadSetting as error:
+        raise SettingsError(str(error)) from error
+
+
+async def serving_role(wiring: "Wiring") -> None:
+    """The page, the API and the metrics."""
+    settings = wiring.settings
+    reader = await wiring.stack.enter_async_context(StoreReader(settings.store_path))
+    incidents = IncidentReader(reader, wiring.clock, presentation(settings))
+    token = settings.serve.token
+    app = make_app(
+        wiring.bus,
+        incidents,
+        wiring.clock,
+        token=None if token is None else Secret(token.get_secret_value()),
+        push=wiring.incidents_changed,
+        collectors=[wiring.gauges],
+    )
+    port = await wiring.stack.enter_async_context(serve(app, settings.serve.host, settings.serve.port))
+    host = f"[{settings.serve.host}]" if ":" in settings.serve.host else settings.serve.host
+    wiring.said["url"] = f"http://{host}:{port}"

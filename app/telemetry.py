@@ -1,0 +1,89 @@
+"""Nantucket's own figures: what the roles of this process count, as Prometheus metrics."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from alerting.stats import Stats
+from collectors.training_lanes import Counters
+from detectors.agents import AgentStats
+from telemetry_bus.dead_letter import DeadLetters
+
+Read = Callable[[], Iterable[Metric]]
+
+
+class Gauges(Collector):
+    """Reads every role's plain counters when it is scraped; nothing is counted twice."""
+
+    def __init__(self) -> None:
+        self._reads: list[Read] = []
+
+    def add(self, read: Read) -> None:
+        """Let ``read`` be asked at each scrape."""
+        self._reads.append(read)
+
+    def collect(self) -> Iterable[Metric]:
+        """All families of all roles."""
+        for read in self._reads:
+            yield from read()
+
+
+def _counter(name: str, meaning: str, values: float | tuple[str, Mapping[Any, float]]) -> Metric:
+    return _filled(CounterMetricFamily, name, meaning, values)
+
+
+def _gauge(name: str, meaning: str, values: float | tuple[str, Mapping[Any, float]] | None) -> Metric:
+    return _filled(GaugeMetricFamily, name, meaning, values)
+
+
+def _filled(
+    family: type[CounterMetricFamily | GaugeMetricFamily],
+    name: str,
+    meaning: str,
+    values: float | tuple[str, Mapping[Any, float]] | None,
+) -> Metric:
+    """A family with one value, with one for each value of a label, or (``None``: not known) with none."""
+    label, numbers = values if isinstance(values, tuple) else ("", {"": values})
+    metric = family(f"nantucket_{name}", meaning, labels=[label] if label else [])
+    for value, number in numbers.items():
+        if number is not None:
+            metric.add_metric([str(value)] if label else [], number)
+    return metric
+
+
+def detector_metrics(stats: AgentStats, letters: DeadLetters) -> Iterable[Metric]:
+    """What the detectors' feed and agents count."""
+    yield _counter("findings", "Findings said, by detector.", ("detector", stats.findings))
+    yield _counter("detector_errors", "Events on which a detector failed; each is logged.", ("detector", stats.errors))
+    yield _gauge("detector_lag_seconds", "Age on the bus of the newest record read.", ("topic", stats.lag_seconds))
+    yield _gauge("detector_in_flight_bytes", "Read and not yet dealt with.", stats.in_flight_bytes)
+    yield _counter("dead_letters", "Refusals kept in the dead-letter topic.", letters.written)
+    yield _counter("dead_letters_only_counted", "Refusals beyond the topic's rate, or while it was away.", letters.only_counted)
+
+
+def alert_metrics(stats: Stats) -> Iterable[Metric]:
+    """What alerting counts."""
+    yield _counter("alert_findings", "Findings taken for the first time.", stats.findings_total)
+    yield _counter("alert_findings_again", "Findings that had been taken before.", stats.findings_again_total)
+    yield _counter("alert_findings_refused", "Findings that could not be read.", stats.refused_total)
+    yield _counter("delivery_tries", "Tries to deliver, by what came of them.", ("outcome", stats.tries_total))
+    yield _counter("delivery_retries", "Tries after the first one.", stats.retries_total)
+    yield _counter("delivery_direct", "Deliveries sent while the store was away.", stats.direct_total)
+    yield _counter("alert_store_failures", "Times the store was away.", stats.store_failures_total)
+    yield _counter("heartbeats", "Heartbeats sent.", stats.heartbeats_total)
+    yield _counter("heartbeats_withheld", "Heartbeats withheld because the watcher is blind.", stats.heartbeats_withheld_total)
+    yield _gauge("deliveries", "Deliveries in the outbox, by state.", ("state", stats.deliveries))
+    yield _gauge("delivery_oldest_seconds", "Age of the oldest delivery that nobody took yet.", stats.oldest_undelivered_seconds)
+    yield _gauge("alert_lag_seconds", "From the bus to alerting, for the newest finding.", stats.lag_seconds)
+
+
+def listener_metrics(counters: Counters) -> Iterable[Metric]:
+    """What the listener for training jobs counts."""
+    yield _gauge("sdk_connections", "Training processes that are connected.", counters.connections_now)
+    yield _counter("sdk_rows", "Rows of training jobs that are durable.", ("stream", counters.rows))
+    yield _counter("sdk_refused", "Messages of training jobs that were refused.", ("reason", counters.refused))
+    yield _counter("sdk_duplicates", "Messages that came again and were not published again.", counters.duplicates)
+    yield _counter("sdk_rows_dropped", "Rows dropped by the SDKs' own bound.", counters.rows_dropped_by_sdks)
+    yield _counter("sdk_publish_retries", "Publishes that were tried again.", counters.publish_retries)

@@ -1,0 +1,113 @@
+"""The roles, wired: ``up`` runs all of them in one process, ``collect``, ``detect``, ``alert`` and ``serve`` one each.
+
+Everything is opened on one exit stack and closed in the opposite order; every task belongs to one task group. SIGTERM
+and SIGINT end the process in order; SIGKILL loses nothing that was durable.
+"""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.output import console, print_json
+from app.roles import alerting_role, collecting_role, detecting_role, serving_role
+from app.settings import Settings
+from app.telemetry import Gauges
+from telemetry_bus import open_bus
+from telemetry_bus.bus import Bus
+from telemetry_bus.runtime.clock import Clock, SystemClock
+
+ROLES = ("alert", "detect", "serve", "collect")
+"""In this order: whoever reads is there before whoever writes."""
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What the roles of one process share."""
+
+    settings: Settings
+    bus: Bus
+    clock: Clock
+    stack: contextlib.AsyncExitStack
+    tasks: asyncio.TaskGroup
+    gauges: Gauges = field(default_factory=Gauges)
+    incidents_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    said: dict[str, Any] = field(default_factory=dict)
+    """What the ready line says: where the page is, where jobs deliver."""
+
+    def source(self, part: str) -> str:
+        """The name under which a part of this process makes frames; each start has a boot id of its own."""
+        return f"{self.settings.node}/{part}"
+
+
+async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int:
+    """Run ``roles`` until SIGTERM (exit status 0) or SIGINT (130). With ``as_json`` a line says when they are ready."""
+    clock = SystemClock()
+    stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    _on_signals(stopped)
+    async with contextlib.AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(open_bus(settings.bus_url, clock))
+        tasks = await stack.enter_async_context(_cancelled_at_exit())
+        wiring = Wiring(settings, bus, clock, stack, tasks)
+        for role in (role for role in ROLES if role in roles):
+            await _START[role](wiring)
+        _announce(wiring, sorted(roles), as_json=as_json)
+        return await stopped
+
+
+_START = {"alert": alerting_role, "detect": detecting_role, "serve": serving_role, "collect": collecting_role}
+
+
+@contextlib.asynccontextmanager
+async def _cancelled_at_exit() -> Any:
+    """A task group whose tasks are cancelled when the block ends; a task that fails ends the block."""
+    async with asyncio.TaskGroup() as group:
+        owned = _Owned(group)
+        try:
+            yield owned
+        finally:
+            owned.cancel()
+
+
+class _Owned:
+    """Starts tasks in a group and knows them."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    def create_task(self, work: Any, *, name: str | None = None) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = self._group.create_task(work, name=name)
+        self._tasks.append(task)
+        return task
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+def _on_signals(stopped: asyncio.Future[int]) -> None:
+    def stop(status: int) -> None:
+        if not stopped.done():
+            stopped.set_result(status)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop, 0)
+    loop.add_signal_handler(signal.SIGINT, stop, 130)
+
+
+def _announce(wiring: Wiring, roles: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"ready": True, "roles": roles, **wiring.said})
+        return
+    out = console(as_json=False)
+    out.print(f"Nantucket runs: {', '.join(roles)}. Bus: {wiring.bus.url}")
+    if "url" in wiring.said:
+        out.print(f"The page is at {wiring.said['url']}")
+    for name in ("socket", "train_port"):
+        if name in wiring.said:
+            out.print(f"Training jobs deliver to NANTUCKET_URL={wiring.said[name]}")
+    for note in wiring.said.get("notes", []):
+        out.print(note)
