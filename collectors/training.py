@@ -14,6 +14,7 @@ import stat
 import struct
 from collections import deque
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,13 +38,9 @@ from collectors.training_wire import (
 from telemetry_bus.runtime.clock import Clock
 
 LOGGER = logging.getLogger(__name__)
-CONNECTIONS_MAX = 512
-"""A node has 16 ranks; a workstation's demo and its benchmark open 200. Each may buffer up to 128 KiB unread."""
 READ_BYTES = 64 * 1024
-HELLO_SECONDS = 5.0
-"""From connecting to the handshake, and from there to hello: both follow within a millisecond."""
-BODY_SECONDS = 10.0
-"""From a message's length to its last byte: 256 KiB on one machine take a millisecond."""
+BACKLOG = 512
+"""Connections that may wait to be accepted: every rank of a job comes back in the same second."""
 CLOSE_SECONDS = 1.0
 """How long closing waits for what is on its way to the bus. What is not acknowledged by then is sent to the next
 collector."""
@@ -68,6 +65,22 @@ _STATUS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one listener takes. At each of them the answer says so, and it is counted."""
+
+    connections: int = 512
+    """A node has 16 ranks; a workstation's demo and its benchmark open 200. Each may buffer up to 128 KiB unread."""
+    held_bytes: int = HELD_BYTES_MAX
+    hello_seconds: float = 5.0
+    """From connecting to the handshake, and from there to hello: both follow within a millisecond."""
+    body_seconds: float = 10.0
+    """From a message's length to its last byte: 256 KiB on one machine take a millisecond."""
+
+
+DEFAULT_LIMITS = Limits()
+
+
 class TrainingListener:
     """Takes training rows from SDKs and publishes them. Use it in ``async with``; it can be opened once.
 
@@ -88,6 +101,7 @@ class TrainingListener:
         tcp: tuple[str, int] | None = None,
         credentials: JobCredentials | None = None,
         require_token: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         _check_place(unix_path, tcp, credentials, require_token)
         self.node = node
@@ -97,25 +111,34 @@ class TrainingListener:
         """Where the port is, once open."""
         self.counters = Counters()
         self.clock = clock
+        self.limits = limits
         self._unix_mode = unix_mode
         self._tcp = tcp
         self._credentials = credentials
         self._require_token = require_token
-        self.budget = ByteBudget(HELD_BYTES_MAX)
+        self.budget = ByteBudget(limits.held_bytes)
         self.lanes = {stream: Lane(stream, publish, clock, self.budget, self.counters) for stream in Stream}
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         """Open the sockets and start. Raises ``SocketTaken``, or ``OSError`` for an address that cannot be had."""
         async with AsyncExitStack() as stack:
+            # Bound before the task group, which would wrap what binding raises.
+            unix = None if self.unix_path is None else await _bind_unix_owned(self.unix_path, self._unix_mode, stack)
+            tcp = None if self._tcp is None else _bind_tcp(*self._tcp)
+            if tcp is not None:
+                stack.callback(tcp.close)
+                self.tcp_address = tcp.getsockname()[:2]
             self._group = await stack.enter_async_context(asyncio.TaskGroup())
             tasks = [self._group.create_task(lane.run(), name=f"sdk-{lane.stream}") for lane in self.lanes.values()]
             stack.callback(lambda: [task.cancel() for task in tasks])
             stack.push_async_callback(self._flush)
-            if self.unix_path is not None:
-                await self._open_unix(self.unix_path, stack)
-            if self._tcp is not None:
-                await self._open_tcp(*self._tcp, stack)
+            if unix is not None:
+                server = await asyncio.start_unix_server(self._connected(False), sock=unix, limit=READ_BYTES)
+                stack.callback(server.close)
+            if tcp is not None:
+                server = await asyncio.start_server(self._connected(True), sock=tcp, limit=READ_BYTES)
+                stack.callback(server.close)
             self._stack = stack.pop_all()
         return self
 
@@ -123,20 +146,9 @@ class TrainingListener:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stop listening, let what is on its way become durable for a moment, and hang up."""
+        if kind is not None and not issubclass(kind, asyncio.CancelledError):
+            kind = error = trace = None  # the caller's own error goes on as it is, not wrapped by our task group
         await self._stack.__aexit__(kind, error, trace)
-
-    async def _open_unix(self, path: Path, stack: AsyncExitStack) -> None:
-        listening = await asyncio.to_thread(_bind_unix, path, self._unix_mode)
-        inode = (await asyncio.to_thread(path.stat)).st_ino
-        stack.push_async_callback(asyncio.to_thread, _unlink_own, path, inode)
-        server = await asyncio.start_unix_server(self._connected(False), sock=listening, limit=READ_BYTES)
-        stack.callback(server.close)
-
-    async def _open_tcp(self, host: str, port: int, stack: AsyncExitStack) -> None:
-        server = await asyncio.start_server(self._connected(True), host, port, limit=READ_BYTES)
-        stack.callback(server.close)
-        name = server.sockets[0].getsockname()
-        self.tcp_address = (name[0], name[1])
 
     def _connected(self, tcp: bool) -> Any:
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -184,6 +196,7 @@ class _Connection:
         self._writer = writer
         self._tcp = tcp
         self._counters = listener.counters
+        self._limits = listener.limits
         self._offsets: deque[float] = deque(maxlen=OFFSETS_KEPT)
         self._said_unknown = False
 
@@ -205,10 +218,12 @@ class _Connection:
 
     async def _greeted(self) -> Hello | None:
         try:
-            async with asyncio.timeout(HELLO_SECONDS):
+            async with asyncio.timeout(self._limits.hello_seconds):
                 handshake = await self._shake_hands()
         except TimeoutError:
-            await self._refuse_http(WireRefusal(Refused.HEAD_LATE, f"no complete request within {HELLO_SECONDS:.0f} s"))
+            await self._refuse_http(
+                WireRefusal(Refused.HEAD_LATE, f"no complete request within {self._limits.hello_seconds:g} s")
+            )
             return None
         except WireRefusal as refusal:
             await self._refuse_http(refusal)
@@ -217,11 +232,13 @@ class _Connection:
             f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
         )
         try:
-            async with asyncio.timeout(HELLO_SECONDS):
+            async with asyncio.timeout(self._limits.hello_seconds):
                 text = await self._reader.readexactly(await self._length())
             return parse_hello(parse_object(text), handshake.job)
         except TimeoutError:
-            await self._refuse_connection(WireRefusal(Refused.MESSAGE_LATE, f"no hello within {HELLO_SECONDS:.0f} s"))
+            await self._refuse_connection(
+                WireRefusal(Refused.MESSAGE_LATE, f"no hello within {self._limits.hello_seconds:g} s")
+            )
         except WireRefusal as refusal:
             await self._refuse_connection(refusal)
         return None
@@ -233,9 +250,9 @@ class _Connection:
             raise _head_too_large() from error
         if len(head) > HEAD_BYTES_MAX:
             raise _head_too_large()
-        if self._counters.connections_now > CONNECTIONS_MAX:
+        if self._counters.connections_now > self._limits.connections:
             raise WireRefusal(
-                Refused.TOO_MANY_CONNECTIONS, f"{CONNECTIONS_MAX} connections are open, which is the most"
+                Refused.TOO_MANY_CONNECTIONS, f"{self._limits.connections} connections are open, which is the most"
             )
         handshake = parse_handshake(head[:-4])
         self._listener.authorize(handshake, self._tcp)
@@ -260,10 +277,10 @@ class _Connection:
         handed_on = False
         try:
             try:
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout(self._limits.body_seconds):
                     text = await self._reader.readexactly(size)
             except TimeoutError as error:
-                expected = f"expected {size} bytes within {BODY_SECONDS:.0f} s of the message's length"
+                expected = f"expected {size} bytes within {self._limits.body_seconds:g} s of the message's length"
                 raise WireRefusal(Refused.MESSAGE_LATE, f"the message: {expected}, found fewer") from error
             body = self._parsed(text)
             if body is None:
@@ -384,6 +401,22 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+async def _bind_unix_owned(path: Path, mode: int, stack: AsyncExitStack) -> socket.socket:
+    """Bind to ``path``, and see to it that the socket is closed and its file removed at the end."""
+    bound = await asyncio.to_thread(_bind_unix, path, mode)
+    stack.callback(bound.close)
+    inode = (await asyncio.to_thread(path.stat)).st_ino
+    stack.push_async_callback(asyncio.to_thread, _unlink_own, path, inode)
+    return bound
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    bound.setblocking(False)
+    return bound
+
+
 def _bind_unix(path: Path, mode: int) -> socket.socket:
     """Bind to ``path``; a socket file that nobody answers at is what a killed collector left, and is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -391,7 +424,7 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
         raise SocketTaken(str(path), "something there is not a socket")
     if path.exists():
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(HELLO_SECONDS)
+            probe.settimeout(CLOSE_SECONDS)
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
@@ -402,7 +435,7 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
     try:
         listening.bind(str(path))
         path.chmod(mode)
-        listening.listen(CONNECTIONS_MAX)
+        listening.listen(BACKLOG)
         listening.setblocking(False)
     except BaseException:
         listening.close()

@@ -141,6 +141,11 @@ class Lane:
         self._idle.clear()
         self._arrived.set()
 
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for the publish that is running now."""
+        return len(self._queue)
+
     async def idle(self) -> None:
         """Wait until nothing is under way."""
         await self._idle.wait()
