@@ -102,7 +102,10 @@ class FrameQueue:
         self._held = None
         (self._events if waiting.topic is Topic.EVENTS else self._rows).appendleft(waiting)
         self._bytes += waiting.frame.batch.nbytes
-        return self._bound(now)
+        dropped = self._bound(now)
+        if not len(self):
+            self._idle.set()
+        return dropped
 
     async def drained(self) -> None:
         """Wait until nothing waits and nothing is on its way."""

@@ -121,6 +121,10 @@ def normal_quantile(probability: float) -> float:
     return -np.inf if probability <= 0.0 else np.inf
 
 
+# Read here and not when a fleet is made: that may be inside an event loop, which must not wait for a file.
+parameters()
+
+
 class FleetState:
     """The state of all GPUs between two ticks."""
 

@@ -1,0 +1,354 @@
+"""The loop of a node, in virtual time."""
+
+import asyncio
+import json
+
+import numpy as np
+import pytest
+
+from collectors.agent import NodeAgent
+from collectors.errors import DriverNotFound, FieldFailure, UnknownSource
+from collectors.frame_queue import QUEUE_AGE_SECONDS_MAX, FrameQueue
+from collectors.framing import Framer
+from collectors.nvml.source import NvmlGpus
+from collectors.once import collect_once
+from collectors.registry import SOURCES, SourceOptions, build_source
+from collectors.simulated import Fault, FaultKind, SimulatedFleet
+from collectors.source import METRICS, Column, EventRow, Source, SourceReading
+from telemetry_bus import Frame, FrameError, FrameFault, Intake, Record, Topic, encode
+from telemetry_bus.json_text import dumps
+from telemetry_bus.runtime.clock import ManualClock
+from telemetry_bus.schemas import EventKind
+from tests.collectors.virtual_time import CountingSource, RecordingBus, VirtualTime
+from tests.fakes.nvml import library
+from tests.fakes.nvml.library import FakeDriver
+
+
+def agent_of(
+    source: Source, bus: RecordingBus, time: VirtualTime, hz: float = 1.0, queue: FrameQueue | None = None
+) -> NodeAgent:
+    """An agent of node-1 in virtual time."""
+    return NodeAgent([source], bus.publish, time, node="node-1", region="eu-1", hz=hz, queue=queue, sleep=time.sleep)
+
+
+def powers(frames: list[Frame]) -> list[float]:
+    """The power column over frames."""
+    return [float(watts) for frame in frames for watts in frame.numbers("power_watts")[0]]
+
+
+def simulated_agent(bus: RecordingBus, time: VirtualTime, fleet: SimulatedFleet) -> NodeAgent:
+    """An agent of a simulated fleet."""
+    return agent_of(fleet.build(), bus, time)
+
+
+async def test_rows_are_read_on_a_grid_that_does_not_drift() -> None:
+    """A reading that takes a while does not move the next one."""
+    time, bus = VirtualTime(), RecordingBus()
+    source = CountingSource(lambda _: time.advance(0.3))
+    async with agent_of(source, bus, time, hz=0.5):
+        await time.pass_by(10.3)
+        frames = await bus.has(Topic.GPU, 6)
+    times = np.concatenate([frame.times() for frame in frames])
+    np.testing.assert_allclose(np.diff(times), 2.0)
+
+
+async def test_a_reading_that_takes_too_long_skips_grid_points_and_counts_them() -> None:
+    """Late is late: nothing is made up for the seconds in between, and the grid stays where it was."""
+    time, bus = VirtualTime(), RecordingBus()
+    source = CountingSource(lambda reading: time.advance(2.5 if reading == 1 else 0.0))
+    async with agent_of(source, bus, time) as agent:
+        await time.pass_by(5.0)
+        frames = await bus.has(Topic.GPU, 4)
+        assert agent.counters.ticks_missed == 2
+    start = frames[0].times()[0]
+    assert [float(frame.times()[0] - start) for frame in frames] == pytest.approx([0.0, 1.0, 4.0, 5.0])
+
+
+async def test_frames_are_counted_per_source_and_carry_node_region_and_time() -> None:
+    """The far end can see what is missing: node-1/gpu counts 0, 1, 2, ... under one boot."""
+    time, bus = VirtualTime(), RecordingBus()
+    async with agent_of(CountingSource(), bus, time):
+        await time.pass_by(2.0)
+        frames = await bus.has(Topic.GPU, 3)
+    runs = [run for frame in frames for run in frame.manifest]
+    assert [(run.source, run.seq, run.rows) for run in runs] == [("node-1/gpu", seq, 1) for seq in range(3)]
+    assert len({run.boot for run in runs}) == 1
+    assert frames[0].strings("node") == ["node-1"]
+    assert frames[0].strings("region") == ["eu-1"]
+
+
+async def test_the_inventory_goes_out_first() -> None:
+    """Before any row of a node, the stream says what the node is."""
+    time, bus = VirtualTime(), RecordingBus()
+    async with simulated_agent(bus, time, SimulatedFleet(20)):
+        await bus.has(Topic.GPU, 1)
+    assert [topic for topic, _ in bus.published] == [Topic.EVENTS, Topic.GPU]
+    inventory = bus.frames(Topic.EVENTS)[0]
+    assert inventory.strings("kind") == ["node_inventory"] * 3
+    assert inventory.strings("node") == ["sim-0001", "sim-0002", "sim-0003"]
+    details = [json.loads(text) for text in inventory.strings("detail") if text is not None]
+    assert [len(detail["gpus"]) for detail in details] == [8, 8, 4]
+    assert all(detail["simulated"] is True for detail in details)
+
+
+async def test_sampling_goes_on_while_the_bus_is_away_and_everything_follows_in_order() -> None:
+    """An outage delays rows; it loses, doubles and reorders none, and the time in them is that of the reading."""
+    time, bus = VirtualTime(), RecordingBus()
+    async with agent_of(CountingSource(), bus, time) as agent:
+        await bus.has(Topic.GPU, 1)
+        bus.away = True
+        await time.pass_by(1.0)
+        await time.pass_by(30.0, sleepers=2)
+        assert agent.queue_depth == 31
+        bus.away = False
+        await time.pass_by(5.0, sleepers=1)
+        frames = await bus.has(Topic.GPU, 37)
+        assert agent.counters.publish_retries > 0
+        assert agent.counters.rows_dropped == 0
+    assert powers(frames)[:37] == [float(index) for index in range(37)]
+    assert [frame.manifest[0].seq for frame in frames][:37] == list(range(37))
+
+
+async def test_a_frame_that_waited_is_stamped_with_the_moment_it_is_sent() -> None:
+    """Else the far end would take the wait for a clock that is slow, and refuse or shift the rows."""
+    time, bus = VirtualTime(), RecordingBus()
+    bus.away = True
+    async with agent_of(CountingSource(), bus, time):
+        await time.pass_by(60.0, sleepers=2)
+        bus.away = False
+        await time.pass_by(5.0)
+        first = (await bus.has(Topic.GPU, 1))[0]
+        sent = time.now()
+    intake = Intake()
+    taken = intake.take(Record(Topic.GPU, 0, 0, first.manifest[0].sent + 0.01, encode(first)))
+    assert taken.refusals == ()
+    assert intake.clock_offsets == {}
+    assert first.manifest[0].sent > first.times()[0] + 59.0
+    assert first.manifest[0].sent <= sent
+
+
+async def test_a_retry_backs_off_up_to_its_bound() -> None:
+    """A bus that stays away is not hammered: some tries in the first second, then one in five."""
+    time, bus = VirtualTime(), RecordingBus()
+    bus.away = True
+    async with agent_of(CountingSource(), bus, time, hz=0.1) as agent:
+        await time.pass_by(10.0, sleepers=2)
+        early = bus.tries
+        await time.pass_by(100.0, sleepers=2)
+        assert bus.tries - early == 20
+        assert agent.counters.publish_retries == bus.tries
+        bus.away = False
+
+
+async def test_what_the_bound_forces_out_is_the_oldest_and_is_counted_and_told() -> None:
+    """At the limit: which rows went, how many, and an event that says so once the bus is back."""
+    time, bus = VirtualTime(), RecordingBus()
+    bus.away = True
+    async with agent_of(CountingSource(), bus, time, queue=FrameQueue(frames_max=4)) as agent:
+        await time.pass_by(9.0, sleepers=2)
+        assert agent.counters.rows_dropped == agent.counters.frames_dropped == 6
+        bus.away = False
+        await time.pass_by(5.0)
+        told = (await bus.has(Topic.EVENTS, 1))[0]
+        frames = await bus.has(Topic.GPU, 4)
+    assert powers(frames)[:4] == [6.0, 7.0, 8.0, 9.0]
+    assert told.strings("kind") == ["rows_dropped"]
+    detail = told.strings("detail")[0]
+    assert detail is not None
+    assert json.loads(detail)["rows"] >= 6
+    assert told.numbers("simulated")[0].tolist() == [False]
+
+
+async def test_an_event_overtakes_rows_and_outlives_them() -> None:
+    """What is critical does not wait behind samples, and samples are dropped before it."""
+    event = EventRow(EventKind.XID, "node-1", "XID 79", False, code=79)
+    time, bus = VirtualTime(), RecordingBus()
+    bus.away = True
+    async with agent_of(CountingSource(events=[event]), bus, time, queue=FrameQueue(frames_max=3)):
+        await time.pass_by(9.0, sleepers=2)
+        bus.away = False
+        await time.pass_by(5.0)
+        await bus.has(Topic.GPU, 2)
+    assert bus.published[0][0] is Topic.EVENTS
+    assert bus.frames(Topic.EVENTS)[0].numbers("code")[0].tolist() == [79]
+
+
+async def test_rows_that_no_reader_would_take_any_more_are_dropped() -> None:
+    """A live row older than the reader's window is not worth its way."""
+    queue = FrameQueue()
+    frame = next(iter(Framer(None).gpu_frames((await reading_of(CountingSource())).gpus, 0.0)))  # type: ignore[arg-type]
+    assert queue.put(Topic.GPU, frame, 0.0) == []
+    dropped = queue.put(Topic.GPU, frame, QUEUE_AGE_SECONDS_MAX + 1.0)
+    assert [gone.rows for gone in dropped] == [1]
+    assert len(queue) == 1
+
+
+async def reading_of(source: Source) -> SourceReading:
+    """One reading."""
+    async with source:
+        return await source.read(0.0)
+
+
+async def test_the_queue_is_bounded_in_bytes_too() -> None:
+    """Large frames force out old ones long before there are many."""
+    reading = await reading_of(SimulatedFleet(4_000).build())
+    assert reading.gpus is not None
+    frame = next(iter(Framer(None).gpu_frames(reading.gpus, 0.0)))
+    queue = FrameQueue(bytes_max=3 * frame.batch.nbytes)
+    dropped = [gone for _ in range(10) for gone in queue.put(Topic.GPU, frame, 0.0)]
+    assert len(queue) == 3
+    assert [gone.rows for gone in dropped] == [4_000] * 7
+    assert all(gone.simulated for gone in dropped)
+
+
+async def test_a_frame_that_the_wire_refuses_is_counted_and_does_not_stop_the_rest() -> None:
+    """Trying it for ever would hold up everything behind it."""
+    time, bus = VirtualTime(), RecordingBus()
+
+    async def publish(topic: Topic, frame: Frame) -> None:
+        if frame.manifest[0].seq == 1:
+            raise FrameError(FrameFault.TOO_LARGE, "far too large")
+        await bus.publish(topic, frame)
+
+    agent = NodeAgent([CountingSource()], publish, time, node="node-1", sleep=time.sleep)
+    async with agent:
+        await time.pass_by(3.0)
+        frames = await bus.has(Topic.GPU, 3)
+    assert powers(frames) == [0.0, 2.0, 3.0]
+    assert agent.counters.frames_refused == 1
+    assert agent.counters.frames_sent == 3
+
+
+async def test_closing_sends_what_waits_and_closes_the_sources() -> None:
+    """A clean end loses nothing while the bus is there."""
+    time, bus = VirtualTime(), RecordingBus()
+    source = CountingSource()
+    async with agent_of(source, bus, time) as agent:
+        while_working = source.open
+        await time.all_asleep(1)
+    assert (while_working, source.open) == (True, False)
+    assert len(bus.frames(Topic.GPU)) == agent.counters.readings == 1
+
+
+async def test_a_fault_of_a_source_ends_the_agent_loudly() -> None:
+    """A source that breaks its promise is a bug, and nobody goes on as if nothing had been."""
+    time, bus = VirtualTime(), RecordingBus()
+
+    def fail(_reading: int) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await agent_of(CountingSource(fail), bus, time).run()
+    assert caught.group_contains(RuntimeError, match="a bug")
+
+
+async def test_a_source_that_cannot_be_opened_is_told_and_those_before_it_are_closed(fake_driver: FakeDriver) -> None:
+    """Half an agent does not stay behind."""
+    (empty := fake_driver.file.parent / "empty").mkdir()
+    time, bus, good = VirtualTime(), RecordingBus(), CountingSource()
+    bad = NvmlGpus("node-1", environment={"LD_LIBRARY_PATH": str(empty)}).build(time)
+    with pytest.raises(DriverNotFound):
+        await NodeAgent([good, bad], bus.publish, time, node="node-1", sleep=time.sleep).run()
+    assert not good.open
+
+
+async def test_field_failures_start_at_zero_and_are_counted_by_field_and_reason(fake_driver: FakeDriver) -> None:
+    """What cannot be read is visible as a number, for every field and reason from the start."""
+    fake_driver.say(library.MEMORY_TEMPERATURE, library.NOT_SUPPORTED)
+    time, bus = VirtualTime(), RecordingBus()
+    agent = agent_of(NvmlGpus("node-1", environment=fake_driver.environment).build(time), bus, time)
+    assert set(agent.counters.field_failures.values()) == {0}
+    assert {name for name, _ in agent.counters.field_failures} == {*METRICS, "*"}
+    async with agent:
+        await time.pass_by(1.0)
+    failures = agent.counters.field_failures
+    # Two GPUs, two readings.
+    assert failures[("memory_temperature_celsius", FieldFailure.UNSUPPORTED)] == 4
+    assert sum(failures.values()) == 4
+
+
+async def test_one_source_that_waits_does_not_hold_up_another() -> None:
+    """Each source is read at its own pace."""
+    time, bus, held = VirtualTime(), RecordingBus(), asyncio.Event()
+
+    class Hanging(CountingSource):
+        async def read(self, now: float) -> SourceReading:
+            await held.wait()
+            return await super().read(now)
+
+    agent = NodeAgent([Hanging(), CountingSource()], bus.publish, time, node="node-1", sleep=time.sleep)
+    async with agent:
+        await time.pass_by(3.0)
+        assert powers(await bus.has(Topic.GPU, 4)) == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("hz", [0.0, -1.0, 1e6, float("nan")])
+def test_a_rate_out_of_bounds_is_refused(hz: float) -> None:
+    """The message says what is allowed."""
+    with pytest.raises(ValueError, match="at most 10 readings"):
+        NodeAgent([], RecordingBus().publish, ManualClock(), node="node-1", hz=hz)
+
+
+async def test_the_registry_builds_every_source_by_its_own_name() -> None:
+    """The name in the table, in the configuration and of the source are one."""
+    for name in SOURCES:
+        assert build_source(name, SourceOptions("node-1"), ManualClock()).name == name
+
+
+def test_an_unknown_source_is_refused_with_the_known_ones() -> None:
+    """The message lists what there is."""
+    with pytest.raises(UnknownSource, match=r"'dcgm'.*nvml, simulated"):
+        build_source("dcgm", SourceOptions("node-1"), ManualClock())
+
+
+async def test_collecting_once_gives_rows_with_null_where_absent(fake_driver: FakeDriver) -> None:
+    """A line a row, every metric named, absent as null, in the shortest digits; and the sources are closed."""
+    fake_driver.say("power_usage", "71100", gpu=0)
+    fake_driver.say("power_usage", library.NOT_SUPPORTED, gpu=1)
+    clock = ManualClock()
+    rows = await collect_once([NvmlGpus("node-1", environment=fake_driver.environment).build(clock)], clock)
+    assert [row["schema"] for row in rows] == ["gpu/1", "gpu/1", "event/1"]
+    assert [row["power_watts"] for row in rows[:2]] == [71.1, None]
+    assert [(row["node"], row["gpu"], row["uuid"]) for row in rows[:2]] == [
+        ("node-1", 0, "GPU-0"),
+        ("node-1", 1, "GPU-1"),
+    ]
+    assert METRICS.keys() <= rows[0].keys()
+    assert rows[0]["sm_active_ratio"] is None
+    assert rows[0]["time"] == clock.now()
+    assert rows[2]["kind"] == "node_inventory"
+    for row in rows:
+        json.loads(dumps(row))
+
+
+async def test_collecting_once_keeps_nan_zero_and_absent_apart() -> None:
+    """In JSON a NaN is the string, zero is 0.0 and absent is null."""
+
+    class Odd(CountingSource):
+        async def read(self, now: float) -> SourceReading:
+            reading = await super().read(now)
+            assert reading.gpus is not None
+            for name, value in {"temperature_celsius": float("nan"), "power_limit_watts": None}.items():
+                reading.gpus.metrics[name] = Column.of(name, [value])  # type: ignore[index]
+            return reading
+
+    (row,) = await collect_once([Odd()], ManualClock())
+    printed = json.loads(dumps(row))
+    assert [printed[name] for name in ("temperature_celsius", "power_watts", "power_limit_watts")] == ["NaN", 0.0, None]
+
+
+async def test_a_fleet_of_many_nodes_is_one_run_a_node_and_loses_none_at_the_far_end() -> None:
+    """A reader of the merged frames finds every node's frames complete, silence and loss of a GPU included."""
+    faults = (Fault(FaultKind.GPU_LOST, 1.0, gpu=3), Fault(FaultKind.NODE_SILENT, 2.0, 4.0, node="sim-0600"))
+    time, bus, intake = VirtualTime(), RecordingBus(), Intake()
+    async with simulated_agent(bus, time, SimulatedFleet(5_000, faults=faults)):
+        await time.pass_by(5.0)
+        frames = await bus.has(Topic.GPU, 12)
+    rows = 0
+    for offset, (topic, payload) in enumerate(bus.published):
+        taken = intake.take(Record(topic, 0, offset, time.now(), payload))
+        assert taken.refusals == ()
+        rows += taken.frame.rows if topic is Topic.GPU and taken.frame is not None else 0
+    assert len(frames) == 12  # two of at most 512 nodes for each of six readings
+    assert rows == 6 * 5_000 - 5 - 2 * 8
+    assert {run.seq for frame in frames for run in frame.manifest if run.source == "sim-0600/gpu"} == {0, 1, 2, 3}

@@ -1,0 +1,115 @@
+"""Time that moves only when a test moves it, and what a collector sees of the world while it does."""
+
+import asyncio
+import heapq
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Self
+
+import pyarrow as pa
+
+from collectors.source import Column, EventRow, GpuRows, SourceReading
+from telemetry_bus import BusUnavailable, Frame, Topic, decode, encode
+from telemetry_bus.runtime.clock import ManualClock
+
+GUARD_SECONDS = 30.0
+"""A guard against a test that hangs; no test waits for it to pass."""
+
+
+class VirtualTime(ManualClock):
+    """A clock whose `sleep` ends when `advance` has come so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = count()
+        self._fell_asleep = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in virtual time."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.monotonic() + seconds, next(self._order), future))
+        self._fell_asleep.set()
+        await future
+
+    async def all_asleep(self, sleepers: int) -> None:
+        """Wait until `sleepers` tasks sleep."""
+        async with asyncio.timeout(GUARD_SECONDS):
+            while sum(not future.done() for _, _, future in self._sleepers) < sleepers:
+                self._fell_asleep.clear()
+                await self._fell_asleep.wait()
+
+    async def pass_by(self, seconds: float, sleepers: int = 1) -> None:
+        """Let `seconds` pass, waking who is due, in order, each time waiting until `sleepers` tasks sleep again."""
+        await self.all_asleep(sleepers)
+        end = self.monotonic() + seconds
+        while self._sleepers and self._sleepers[0][0] <= end + 1e-9:
+            due, _, future = heapq.heappop(self._sleepers)
+            self.advance(max(due - self.monotonic(), 0.0))
+            if not future.done():
+                future.set_result(None)
+                await asyncio.sleep(0)
+                await self.all_asleep(sleepers)
+        self.advance(max(end - self.monotonic(), 0.0))
+
+
+class RecordingBus:
+    """A bus that can be away, and keeps the bytes of what was published."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.published: list[tuple[Topic, bytes]] = []
+        self.tries = 0
+        self._changed = asyncio.Event()
+
+    async def publish(self, topic: Topic, frame: Frame) -> None:
+        """Keep `frame`, or say that the bus is away."""
+        self.tries += 1
+        if self.away:
+            raise BusUnavailable("fake://", "publish", OSError("away"))
+        self.published.append((topic, encode(frame)))
+        self._changed.set()
+
+    def frames(self, topic: Topic) -> list[Frame]:
+        """What was published on `topic`, as a reader sees it."""
+        return [decode(payload) for found, payload in self.published if found is topic]
+
+    async def has(self, topic: Topic, frames: int) -> list[Frame]:
+        """Wait until there are `frames` frames on `topic`."""
+        async with asyncio.timeout(GUARD_SECONDS):
+            while len(found := self.frames(topic)) < frames:
+                self._changed.clear()
+                await self._changed.wait()
+        return found
+
+
+class CountingSource:
+    """A source of one GPU whose power is the number of the reading."""
+
+    name = "counting"
+
+    def __init__(self, while_reading: Callable[[int], None] = lambda _: None, events: Sequence[EventRow] = ()) -> None:
+        self.readings = 0
+        self.open = False
+        self._while_reading, self._events = while_reading, list(events)
+
+    async def __aenter__(self) -> Self:
+        """Open."""
+        self.open = True
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close."""
+        self.open = False
+
+    async def read(self, now: float) -> SourceReading:
+        """One row; the events with the first."""
+        del now
+        self._while_reading(self.readings)
+        power = Column.of("power_watts", [float(self.readings)])
+        self.readings += 1
+        events, self._events = self._events, []
+        rows = GpuRows(
+            [("node-1", 1)], power.values.astype("int32") * 0, pa.array(["GPU-0"]), False, {"power_watts": power}
+        )
+        return SourceReading(rows, events)
