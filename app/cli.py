@@ -37,16 +37,27 @@ app.add_typer(bench, name="bench")
 
 Config = Annotated[Path | None, typer.Option("--config", envvar="NANTUCKET_CONFIG", help="Configuration file (TOML).")]
 State = Annotated[Path | None, typer.Option("--state", help="Folder for everything that is kept on this machine.")]
-Bus = Annotated[str | None, typer.Option("--bus", help="URL of the bus. Default: the embedded log in the state folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON lines to standard output, everything else to standard error.")]
-Simulate = Annotated[int | None, typer.Option("--simulate", metavar="N", help="N simulated GPUs, marked as simulated everywhere.")]
+Bus = Annotated[
+    str | None, typer.Option("--bus", help="URL of the bus. Default: the embedded log in the state folder.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON lines to standard output, everything else to standard error.")
+]
+Simulate = Annotated[
+    int | None, typer.Option("--simulate", metavar="N", help="N simulated GPUs, marked as simulated everywhere.")
+]
 Source = Annotated[str | None, typer.Option("--source", help="Where GPU rows come from: auto, nvml or simulated.")]
 Socket = Annotated[Path | None, typer.Option("--socket", help="Unix socket on which training jobs deliver.")]
-TrainPort = Annotated[int | None, typer.Option("--train-port", help="Loopback port on which jobs with a credential deliver.")]
+TrainPort = Annotated[
+    int | None, typer.Option("--train-port", help="Loopback port on which jobs with a credential deliver.")
+]
 Hz = Annotated[float | None, typer.Option("--hz", help="Samples a second of each GPU.")]
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on; anything but loopback needs a token.")]
 Port = Annotated[int | None, typer.Option("--port", help="Port of the page and the API; 0 takes a free one.")]
-Token = Annotated[str | None, typer.Option("--token", envvar="NANTUCKET_SERVE__TOKEN", help="Bearer token that every reader must show.")]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", envvar="NANTUCKET_SERVE__TOKEN", help="Bearer token that every reader must show."),
+]
 
 
 def _settings(config: Path | None, **options: Any) -> Settings:
@@ -77,7 +88,7 @@ def demo(
 
     out = console(as_json=as_json)
     options = DemoOptions(secrets.randbelow(100_000) if seed is None else seed, simulate, linger, port)
-    result = asyncio.run(run_demo(options, out.print))
+    result = asyncio.run(run_demo(options, lambda text: out.print(text, markup=False)))
     print_json(result) if as_json else tell(out, result)
     raise typer.Exit(0 if result["ok"] else 1)
 
@@ -117,7 +128,9 @@ def collect(
     socket: Socket = None,
     train_port: TrainPort = None,
     hz: Hz = None,
-    once: Annotated[bool, typer.Option("--once", help="Read every source once, print what would be sent, and end.")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="Read every source once, print what would be sent, and end.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """A node's collector: its GPUs, and the training jobs that deliver to it."""
@@ -128,7 +141,11 @@ def collect(
         config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
         collect__port=train_port, collect__hz=hz,
     )  # fmt: skip
-    _run(collect_once_command(settings, as_json=as_json) if once else run(settings, frozenset({"collect"}), as_json=as_json))
+    _run(
+        collect_once_command(settings, as_json=as_json)
+        if once
+        else run(settings, frozenset({"collect"}), as_json=as_json)
+    )
 
 
 @app.command()
@@ -184,7 +201,9 @@ def replay(
 
 @app.command()
 def tail(
-    topic: Annotated[Topic | None, typer.Argument(help="Topic to follow. Default: all telemetry and the findings.")] = None,
+    topic: Annotated[
+        Topic | None, typer.Argument(help="Topic to follow. Default: all telemetry and the findings.")
+    ] = None,
     since: Annotated[float | None, typer.Option(metavar="SECONDS", help="Begin that far back.")] = None,
     config: Config = None,
     state: State = None,
@@ -195,7 +214,11 @@ def tail(
     from app.tail import tail as run
 
     topics = (topic,) if topic is not None else (*TELEMETRY, Topic.FINDINGS)
-    _run(run(_settings(config, state=state, bus=bus).bus_url, topics, SystemClock(), since_seconds=since, as_json=as_json))
+    _run(
+        run(
+            _settings(config, state=state, bus=bus).bus_url, topics, SystemClock(), since_seconds=since, as_json=as_json
+        )
+    )
 
 
 @app.command()
@@ -208,17 +231,21 @@ def doctor(config: Config = None, state: State = None, bus: Bus = None, as_json:
 
 @alerts.command("test")
 def alerts_test(
-    receiver: Annotated[str, typer.Argument(help="Name of a configured receiver.")], config: Config = None, as_json: Json = False
+    receiver: Annotated[str, typer.Argument(help="Name of a configured receiver.")],
+    config: Config = None,
+    as_json: Json = False,
 ) -> None:
     """Send a test page to RECEIVER."""
-    from app.test_page import send_test_page
+    from app.send_test_page import send_test_page
 
     _run(send_test_page(_settings(config), receiver, as_json=as_json))
 
 
 @job.command("token")
 def job_token(
-    name: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")], config: Config = None, state: State = None
+    name: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")],
+    config: Config = None,
+    state: State = None,
 ) -> None:
     """Make the credential of JOB, for NANTUCKET_TOKEN."""
     from app.settings import secret_of
@@ -229,7 +256,9 @@ def job_token(
 
 @bench.command("page")
 def bench_page(
-    events: Annotated[int, typer.Option(min=1, max=10_000, help="Bad steps, each of another job at a random moment.")] = 200,
+    events: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Bad steps, each of another job at a random moment.")
+    ] = 200,
     gpus: Annotated[int, typer.Option(min=0, max=100_000, help="Simulated GPUs that stream meanwhile.")] = 1000,
     seconds: Annotated[float, typer.Option(min=1, help="Time over which the bad steps are spread.")] = 60.0,
     peer: Annotated[str | None, typer.Option(help="Also measure a peer on the same events: prometheus.")] = None,
@@ -246,7 +275,9 @@ def bench_page(
 
 def main() -> None:
     """Parse, run, and turn what went wrong into an exit status and a message."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
     try:
         app()
     except SettingsError as error:

@@ -47,7 +47,9 @@ class Talking:
                         raise ProcessFailed(self.name, f"ended with status {self.process.returncode}", self.stderr)
                     await self.news.wait()
         except TimeoutError as error:
-            raise ProcessFailed(self.name, f"did not say what was expected within {timeout_seconds:.0f} s", self.stderr) from error
+            raise ProcessFailed(
+                self.name, f"did not say what was expected within {timeout_seconds:.0f} s", self.stderr
+            ) from error
 
     async def say(self, text: str) -> None:
         """Write to its standard input, which was kept open."""

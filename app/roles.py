@@ -1,4 +1,4 @@
-"""One function a role: it builds the role from the settings, opens it on the process's stack, and says what people must know."""
+"""One function a role: it builds the role from the settings and opens it on the process's stack."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,9 @@ async def collecting_role(wiring: "Wiring") -> None:
     if not sources:
         wiring.said["notes"] = ["No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."]
         return
-    agent = NodeAgent(sources, publish, wiring.clock, node=settings.node, region=settings.region, hz=settings.collect.hz)
+    agent = NodeAgent(
+        sources, publish, wiring.clock, node=settings.node, region=settings.region, hz=settings.collect.hz
+    )
     await wiring.stack.enter_async_context(agent)
 
 
@@ -70,7 +72,7 @@ def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListene
 
 
 def sources_of(settings: Settings, clock: Clock) -> list[Source]:
-    """The sources of GPU rows: those that are named, else this machine's GPUs if it has a driver, else simulated ones."""
+    """The sources of GPU rows: the one that is named, else this machine's GPUs, and simulated ones if asked for."""
     chosen, simulated = settings.collect.source, settings.collect.simulate
     options = SourceOptions(settings.node, simulated_gpus=simulated or 8, seed=settings.collect.seed)
     if chosen == "auto":
@@ -128,7 +130,10 @@ def receivers_of(settings: Settings, clock: Clock) -> list[Receiver]:
     try:
         return [
             RECEIVERS[item.type](
-                name, Secret(item.url), Secret(item.secret.get_secret_value()), frozenset(Tier(tier) for tier in item.tiers)
+                name,
+                Secret(item.url),
+                Secret(item.secret.get_secret_value()),
+                frozenset(Tier(tier) for tier in item.tiers),
             ).build(clock)
             for name, item in settings.receivers.items()
         ]

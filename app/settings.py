@@ -20,10 +20,19 @@ class SettingsError(Exception):
 
 
 def state_folder() -> Path:
-    """Where Nantucket keeps its state on this machine: ``$XDG_STATE_HOME/nantucket``, or root's ``/var/lib/nantucket``."""
+    """Where Nantucket keeps its state: root's ``/var/lib/nantucket``, else ``$XDG_STATE_HOME/nantucket``."""
     if os.geteuid() == 0 and "XDG_STATE_HOME" not in os.environ:
         return Path("/var/lib/nantucket")
     return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "nantucket"
+
+
+def default_socket() -> Path:
+    """Where the SDK looks if nobody says: root's ``/run/nantucket``, else this user's runtime or state folder."""
+    if os.geteuid() == 0:
+        return Path("/run/nantucket/collector.sock")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(runtime) if runtime else Path.home() / ".local" / "state"
+    return folder / "nantucket" / "collector.sock"
 
 
 class Strict(BaseModel):
@@ -35,38 +44,44 @@ class Strict(BaseModel):
 class CollectSettings(Strict):
     """What a node's collector reads and where training jobs deliver."""
 
-    hz: float = Field(1.0, gt=0, le=20, description="Samples a second of each GPU.")
-    source: Literal["auto", "nvml", "simulated"] = Field("auto", description="Where GPU rows come from.")
-    simulate: int = Field(0, ge=0, le=400_000, description="Simulated GPUs, always marked as simulated.")
-    seed: int = Field(0, description="Seed of the simulated fleet.")
-    socket: Path | None = Field(None, description="Unix socket for training jobs; default: collector.sock in the state.")
-    port: int | None = Field(None, ge=0, le=65535, description="Authenticated loopback port for training jobs.")
+    hz: float = Field(default=1.0, gt=0, le=10, description="Samples a second of each GPU.")
+    source: Literal["auto", "nvml", "simulated"] = Field(default="auto", description="Where GPU rows come from.")
+    simulate: int = Field(default=0, ge=0, le=400_000, description="Simulated GPUs, always marked as simulated.")
+    seed: int = Field(default=0, description="Seed of the simulated fleet.")
+    socket: Path | None = Field(
+        default=None, description="Unix socket for training jobs; default: where the SDK looks by itself."
+    )
+    port: int | None = Field(default=None, ge=0, le=65535, description="Authenticated loopback port for training jobs.")
 
 
 class ServeSettings(Strict):
     """Where the page and the API listen."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
-    port: int = Field(8580, ge=0, le=65535, description="Port of the page and the API; 0 takes a free one.")
-    token: SecretStr | None = Field(None, description="Bearer token that every reader must show.")
-    public_url: str | None = Field(None, description="How people reach the page: the base of links in pages.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
+    port: int = Field(default=8580, ge=0, le=65535, description="Port of the page and the API; 0 takes a free one.")
+    token: SecretStr | None = Field(default=None, description="Bearer token that every reader must show.")
+    public_url: str | None = Field(default=None, description="How people reach the page: the base of links in pages.")
 
 
 class AlertSettings(Strict):
     """How incidents are delivered."""
 
-    store: Path | None = Field(None, description="File of the incident store; default: alerts.sqlite in the state.")
-    heartbeat_url: str | None = Field(None, description="Called regularly while everything works; its silence is an alarm.")
-    runbooks: str | None = Field(None, description="Base URL of runbooks; the finding's kind is appended.")
+    store: Path | None = Field(
+        default=None, description="File of the incident store; default: alerts.sqlite in the state."
+    )
+    heartbeat_url: str | None = Field(
+        default=None, description="Called regularly while everything works; its silence is an alarm."
+    )
+    runbooks: str | None = Field(default=None, description="Base URL of runbooks; the finding's kind is appended.")
 
 
 class ReceiverSettings(Strict):
     """One receiver of pages."""
 
-    type: Literal["webhook"] = Field("webhook", description="Kind of receiver.")
+    type: Literal["webhook"] = Field(default="webhook", description="Kind of receiver.")
     url: str = Field(description="Where to post.")
     secret: SecretStr = Field(description="Standard Webhooks secret, whsec_...")
-    tiers: tuple[Literal["page", "ticket"], ...] = Field(("page",), description="Which incidents it gets.")
+    tiers: tuple[Literal["page", "ticket"], ...] = Field(default=("page",), description="Which incidents it gets.")
 
 
 FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
@@ -77,10 +92,14 @@ class Settings(Strict):
     """Everything that can be configured. ``bus`` and ``state`` are all that most people set."""
 
     state: Path = Field(default_factory=state_folder, description="Folder for everything that is kept on this machine.")
-    bus: str | None = Field(None, description="URL of the bus; default: the embedded log in the state folder.")
-    node: str = Field(default_factory=socket.gethostname, min_length=1, max_length=200, description="Name of this node.")
-    region: str | None = Field(None, description="Region of this node.")
-    usd_per_gpu_hour: float = Field(2.0, ge=0, description="What an hour of one GPU costs, for the cost on a page.")
+    bus: str | None = Field(default=None, description="URL of the bus; default: the embedded log in the state folder.")
+    node: str = Field(
+        default_factory=socket.gethostname, min_length=1, max_length=200, description="Name of this node."
+    )
+    region: str | None = Field(default=None, description="Region of this node.")
+    usd_per_gpu_hour: float = Field(
+        default=2.0, ge=0, description="What an hour of one GPU costs, for the cost on a page."
+    )
     collect: CollectSettings = CollectSettings()
     serve: ServeSettings = ServeSettings()
     alert: AlertSettings = AlertSettings()
@@ -98,8 +117,10 @@ class Settings(Strict):
 
     @property
     def socket_path(self) -> Path:
-        """The Unix socket for training jobs, the default filled in."""
-        return self.collect.socket or self.state / "collector.sock"
+        """The socket for training jobs: where the SDK looks by itself, or in a state folder that was chosen."""
+        if self.collect.socket is not None:
+            return self.collect.socket
+        return default_socket() if self.state == state_folder() else self.state / "collector.sock"
 
 
 def load(path: Path | None, options: Mapping[str, Any]) -> Settings:
@@ -133,7 +154,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise SettingsError(f"the configuration {path} cannot be read: {error.strerror}. Name another with --config.") from error
+        raise SettingsError(
+            f"the configuration {path} cannot be read: {error.strerror}. Name another with --config."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"the configuration {path} is not TOML: {error}") from error
 
@@ -171,7 +194,7 @@ def _allowed(place: tuple[int | str, ...]) -> list[str]:
 
 
 def secret_of(folder: Path) -> bytes:
-    """The secret from which the credentials of this machine's jobs are made; it is made on first use, for the owner only."""
+    """The secret from which the credentials of jobs are made; itself made on first use, for the owner only."""
     path = folder / "job-secret"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:

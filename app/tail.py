@@ -13,7 +13,9 @@ from telemetry_bus.runtime.clock import Clock
 ROW_COLUMNS_HIDDEN = frozenset({"payload", "detail"})
 
 
-async def tail(url: str, topics: tuple[Topic, ...], clock: Clock, *, since_seconds: float | None, as_json: bool) -> None:
+async def tail(
+    url: str, topics: tuple[Topic, ...], clock: Clock, *, since_seconds: float | None, as_json: bool
+) -> None:
     """Print what comes on ``topics`` until interrupted; with ``since_seconds`` begin that far back."""
     start: Start = Latest() if since_seconds is None else AtTime(clock.now() - since_seconds)
     intake = Intake()
@@ -30,7 +32,9 @@ def _print(intake: Intake, record: Record, *, as_json: bool) -> None:
         print(f"refused at {record.topic} offset {record.offset}: {refusal.message}", file=sys.stderr)
     if taken.frame is not None:
         for row in rows_of(taken.frame):
-            print(dumps({"topic": record.topic.value, "offset": record.offset, **row}) if as_json else _line(record, row))
+            print(
+                dumps({"topic": record.topic.value, "offset": record.offset, **row}) if as_json else _line(record, row)
+            )
 
 
 def rows_of(frame: Frame) -> Iterator[dict[str, Any]]:

@@ -60,7 +60,9 @@ def detector_metrics(stats: AgentStats, letters: DeadLetters) -> Iterable[Metric
     yield _gauge("detector_lag_seconds", "Age on the bus of the newest record read.", ("topic", stats.lag_seconds))
     yield _gauge("detector_in_flight_bytes", "Read and not yet dealt with.", stats.in_flight_bytes)
     yield _counter("dead_letters", "Refusals kept in the dead-letter topic.", letters.written)
-    yield _counter("dead_letters_only_counted", "Refusals beyond the topic's rate, or while it was away.", letters.only_counted)
+    yield _counter(
+        "dead_letters_only_counted", "Refusals beyond the topic's rate, or while it was away.", letters.only_counted
+    )
 
 
 def alert_metrics(stats: Stats) -> Iterable[Metric]:
@@ -73,9 +75,13 @@ def alert_metrics(stats: Stats) -> Iterable[Metric]:
     yield _counter("delivery_direct", "Deliveries sent while the store was away.", stats.direct_total)
     yield _counter("alert_store_failures", "Times the store was away.", stats.store_failures_total)
     yield _counter("heartbeats", "Heartbeats sent.", stats.heartbeats_total)
-    yield _counter("heartbeats_withheld", "Heartbeats withheld because the watcher is blind.", stats.heartbeats_withheld_total)
+    yield _counter(
+        "heartbeats_withheld", "Heartbeats withheld because the watcher is blind.", stats.heartbeats_withheld_total
+    )
     yield _gauge("deliveries", "Deliveries in the outbox, by state.", ("state", stats.deliveries))
-    yield _gauge("delivery_oldest_seconds", "Age of the oldest delivery that nobody took yet.", stats.oldest_undelivered_seconds)
+    yield _gauge(
+        "delivery_oldest_seconds", "Age of the oldest delivery that nobody took yet.", stats.oldest_undelivered_seconds
+    )
     yield _gauge("alert_lag_seconds", "From the bus to alerting, for the newest finding.", stats.lag_seconds)
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.output import console, print_json
-from app.roles import alerting_role, collecting_role, detecting_role, serving_role
+from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
 from app.settings import Settings
 from app.telemetry import Gauges
+from collectors.errors import CollectorError
+from collectors.once import collect_once
 from telemetry_bus import open_bus
 from telemetry_bus.bus import Bus
 from telemetry_bus.runtime.clock import Clock, SystemClock
@@ -55,6 +57,27 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
             await _START[role](wiring)
         _announce(wiring, sorted(roles), as_json=as_json)
         return await stopped
+
+
+async def collect_once_command(settings: Settings, *, as_json: bool) -> int:
+    """Read every source of this node once and print what would be sent; 1 if nothing can be read."""
+    out = console(as_json=as_json)
+    clock = SystemClock()
+    sources = sources_of(settings, clock)
+    if not sources:
+        out.print("There is nothing to read here: no NVIDIA driver was found. Try --simulate 8.", markup=False)
+        return 1
+    try:
+        rows = await collect_once(sources, clock, region=settings.region)
+    except CollectorError as error:
+        out.print(str(error), markup=False)
+        return 1
+    for row in rows:
+        if as_json:
+            print_json(row)
+        else:
+            out.print(" ".join(f"{name}={value}" for name, value in row.items() if value is not None), markup=False)
+    return 0
 
 
 _START = {"alert": alerting_role, "detect": detecting_role, "serve": serving_role, "collect": collecting_role}
@@ -102,12 +125,13 @@ def _announce(wiring: Wiring, roles: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         print_json({"ready": True, "roles": roles, **wiring.said})
         return
-    out = console(as_json=False)
-    out.print(f"Nantucket runs: {', '.join(roles)}. Bus: {wiring.bus.url}")
+    lines = [f"Nantucket runs: {', '.join(roles)}. Bus: {wiring.bus.url}"]
     if "url" in wiring.said:
-        out.print(f"The page is at {wiring.said['url']}")
-    for name in ("socket", "train_port"):
-        if name in wiring.said:
-            out.print(f"Training jobs deliver to NANTUCKET_URL={wiring.said[name]}")
-    for note in wiring.said.get("notes", []):
-        out.print(note)
+        lines.append(f"The page is at {wiring.said['url']}")
+    if "socket" in wiring.said:
+        lines.append(f"Training jobs of this machine deliver to NANTUCKET_URL=unix://{wiring.said['socket']}")
+    if "train_port" in wiring.said:
+        lines.append(
+            f"... and, with a credential (nantucket job token JOB), to NANTUCKET_URL={wiring.said['train_port']}"
+        )
+    console(as_json=False).print("\n".join([*lines, *wiring.said.get("notes", [])]), markup=False)

@@ -33,7 +33,7 @@ GROUP = "detect"
 WARM_SECONDS = 600.0
 """What is read back at a start: a loss baseline of some hundred steps of a few seconds each."""
 IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
-"""Payloads handed to agents and not yet acknowledged. Faust bounds its channels in events only, so the feed counts bytes."""
+"""Payloads handed to agents and not yet acknowledged. Faust bounds its channels in events only: the feed counts bytes."""
 CHANNEL_EVENTS_MAX = 4_096
 COMMIT_SECONDS = 1.0
 GAP_SECONDS = 5.0
@@ -67,7 +67,7 @@ class _Event:
     pending: int
 
 
-class _NoBroker(BootStrategy):  # type: ignore[misc]  # faust is not typed strictly
+class _NoBroker(BootStrategy):
     """Starts agents and nothing else of faust."""
 
     enable_kafka = False
@@ -77,14 +77,16 @@ class _NoBroker(BootStrategy):  # type: ignore[misc]  # faust is not typed stric
     enable_sensors = False
 
 
-class _App(faust.App):  # type: ignore[misc]
+class _App(faust.App):
     BootStrategy = _NoBroker
 
 
 class DetectorService:
     """Runs ``detectors`` over ``bus`` until it is cancelled: ``await service.run()`` inside a task group."""
 
-    def __init__(self, bus: Bus, detectors: Sequence[Detector], clock: Clock, dead_letters: DeadLetters, source: str) -> None:
+    def __init__(
+        self, bus: Bus, detectors: Sequence[Detector], clock: Clock, dead_letters: DeadLetters, source: str
+    ) -> None:
         self._bus, self._detectors, self._clock, self._dead = bus, tuple(detectors), clock, dead_letters
         self._maker = FrameMaker(source)
         self._channels: dict[str, Any] = {}
@@ -100,7 +102,7 @@ class DetectorService:
 
     @property
     def topics(self) -> tuple[Topic, ...]:
-        """All telemetry, wanted or not: a source counts its frames over all topics, and one left out would look like loss."""
+        """All telemetry, wanted or not: a source counts its frames over all topics, and one left out looks like loss."""
         return (*TELEMETRY, Topic.TICKS)
 
     async def run(self) -> None:
@@ -137,7 +139,7 @@ class DetectorService:
             findings = detector.observe(event.frame) if event.health is None and event.frame is not None else ()
             if event.health is not None:
                 findings = detector.tick(event.record.time, event.health)
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever a detector does wrong, its agent and the others go on
             self.stats.errors[detector.name] += 1
             _log.exception("detector %s failed on %s offset %d", detector.name, event.record.topic, event.record.offset)
             findings = ()
@@ -166,7 +168,7 @@ class DetectorService:
             except BusUnavailable as error:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
-                start = {topic: AtOffset(following[topic]) if topic in following else start_of(start, topic) for topic in self.topics}
+                start = {t: AtOffset(following[t]) if t in following else start_of(start, t) for t in self.topics}
 
     async def _when_there(self, call: Any) -> Any:
         while True:

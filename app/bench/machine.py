@@ -12,7 +12,11 @@ _MIB = 1024 * 1024
 def machine() -> dict[str, Any]:
     """Cores, memory and processor, as the kernel names them."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {"cores": os.cpu_count(), "memory_gib": round(memory / 1024**3, 1), "cpu": names[0] if names else "unknown"}
 
 

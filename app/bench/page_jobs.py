@@ -12,8 +12,9 @@ import random
 import sys
 import time
 
-import nantucket
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+import nantucket
 
 HEALTHY_STEPS = 20
 STEP_SECONDS = 0.05
@@ -25,7 +26,9 @@ class Scraped:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.nonfinite = Gauge("train_nonfinite_elements", "Non-finite gradient elements.", ["job"], registry=self.registry)
+        self.nonfinite = Gauge(
+            "train_nonfinite_elements", "Non-finite gradient elements.", ["job"], registry=self.registry
+        )
 
 
 async def train(index: int, starts_in: float, scraped: Scraped) -> None:
@@ -41,7 +44,12 @@ async def train(index: int, starts_in: float, scraped: Scraped) -> None:
     stamp = {"job": name, "step": HEALTHY_STEPS, "time_unix": time.time(), "monotonic_ns": time.monotonic_ns()}
     gauge.set(1)
     run.log(
-        step=HEALTHY_STEPS, loss=float("nan"), grad_norm=float("nan"), nonfinite=7, first_nonfinite="blocks.0.w", scope="shard"
+        step=HEALTHY_STEPS,
+        loss=float("nan"),
+        grad_norm=float("nan"),
+        nonfinite=7,
+        first_nonfinite="blocks.0.w",
+        scope="shard",
     )
     sys.stdout.write(json.dumps(stamp) + "\n")
     sys.stdout.flush()

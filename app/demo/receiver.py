@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_args: object) -> None:
         """Say nothing on standard error: what matters is in the lines on standard output."""
 
 

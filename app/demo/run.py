@@ -47,7 +47,7 @@ class System:
 
 
 async def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
-    """Run it and return the result of ``demo --json``; ``ok`` tells whether page, ledger and dashboard agree in time."""
+    """Run it and return the result of ``demo --json``; ``ok`` tells whether page, ledger and dashboard agree."""
     with tempfile.TemporaryDirectory(prefix="nantucket-demo-") as name:
         async with _system(Path(name), options, say) as system:
             say(f"The page is at {system.url}; {options.simulate} simulated GPUs stream beside the real job.")
@@ -82,7 +82,8 @@ def _write_config(path: Path, folder: Path, port: int, secret: str, options: Dem
     path.touch(mode=0o600)
     path.write_text(
         f"state = {json.dumps(str(folder))}\n"
-        f"[collect]\nsimulate = {options.simulate}\nseed = {options.seed}\nsocket = {json.dumps(str(folder / 'collector.sock'))}\n"
+        f"[collect]\nsimulate = {options.simulate}\nseed = {options.seed}\n"
+        f"socket = {json.dumps(str(folder / 'collector.sock'))}\n"
         f"[serve]\nport = {options.port}\n"
         f'[receivers.demo]\nurl = "http://127.0.0.1:{port}/page"\nsecret = {json.dumps(secret)}\n'
     )
@@ -92,7 +93,10 @@ async def _train_until_paged(system: System, watched: Watched, options: DemoOpti
     ledger_path = system.folder / "ledger.jsonl"
     command = ["app.demo_job", "--job", JOB, "--rank", "0", "--seed", str(options.seed), "--ledger", str(ledger_path)]
     environment = {**os.environ, "NANTUCKET_URL": f"unix://{system.socket}"}
-    say(f"Training a small language model in numpy, for real (seed {options.seed}); at some step its learning rate is kicked.")
+    say(
+        f"Training a small language model in numpy, for real (seed {options.seed}); "
+        "at some step its learning rate is kicked."
+    )
     async with talking("the training job", command, env=environment):
         bad = await ledger_entry(ledger_path, BAD_STEP_SECONDS)
         if bad is None:
@@ -101,7 +105,12 @@ async def _train_until_paged(system: System, watched: Watched, options: DemoOpti
         delivery = await _delivery(system.receiver, bad)
     if delivery is None:
         bodies = [line.get("body") for line in system.receiver.lines if "body" in line]
-        return {"ok": False, "error": f"no page names the ledger's step within {PAGE_SECONDS:.0f} s", "ledger": bad, "pages": bodies}
+        return {
+            "ok": False,
+            "error": f"no page names the ledger's step within {PAGE_SECONDS:.0f} s",
+            "ledger": bad,
+            "pages": bodies,
+        }
     return await _result(system, watched, bad, delivery)
 
 

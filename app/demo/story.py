@@ -16,8 +16,9 @@ def tell(out: Console, result: dict[str, Any]) -> None:
     out.print(Panel(_page(incident), title=f"[bold red]PAGE[/] {incident['title']}", border_style="red", expand=False))
     verdict = "[bold green]true[/]" if result["ok"] else "[bold red]not what happened[/]"
     out.print(
-        f"The receiver had it {result['bad_step_to_page_ms']:.0f} ms after the bad step; job, step, rank and parameter, held against "
-        f"the job's own ledger, are {verdict}. Frames seen: {result['dashboard']['frames_seen']}, missing: {result['frames_missing']}."
+        f"The receiver had it {result['bad_step_to_page_ms']:.0f} ms after the bad step; "
+        f"job, step, rank and parameter, held against the job's own ledger, are {verdict}. "
+        f"Frames seen: {result['dashboard']['frames_seen']}, missing: {result['frames_missing']}."
     )
 
 

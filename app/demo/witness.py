@@ -81,7 +81,7 @@ def _ledger(path: Path) -> list[dict[str, Any]]:
 def agrees(body: Mapping[str, Any], ledger: Mapping[str, Any]) -> bool:
     """Whether a delivery names what the ledger says: job, attempt, step, rank and parameter."""
     incident = body["incident"]
-    return (
+    return bool(
         incident["job"] == ledger["job"]
         and incident["attempt"] == ledger["attempt"]
         and incident["detected_step"] == ledger["step"]

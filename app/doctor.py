@@ -1,0 +1,217 @@
+"""``nantucket doctor``: looks at everything this machine's roles need, and says what to do about each fault."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from rich.markup import escape
+
+from alerting.errors import AlertingError
+from alerting.store import StoreReader
+from app.output import console, print_json
+from app.roles import driver_here, receivers_of
+from app.settings import Settings, SettingsError
+from collectors.errors import CollectorError
+from collectors.registry import SourceOptions, build_source
+from telemetry_bus import Topic, open_bus
+from telemetry_bus.embedded import sqlite_version
+from telemetry_bus.errors import BusError
+from telemetry_bus.runtime.clock import Clock, SystemClock
+
+DISK_FREE_BYTES_MIN = 5 * 1024**3
+"""The embedded log may grow to some 4.3 GiB over all topics before its own bounds hold it."""
+CHECK_SECONDS_MAX = 15.0
+CONNECT_SECONDS_MAX = 5.0
+CLOCK_STEP_SECONDS_MAX = 0.5
+NTP_SIGNS = ("/run/systemd/timesync/synchronized", "/run/chrony")
+
+
+class Verdict(StrEnum):
+    """How one check came out."""
+
+    OK = "ok"
+    NOTE = "note"
+    """Nothing is wrong, but somebody should know."""
+    FAULT = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One thing that was looked at; ``remedy`` says what to do where it is a fault."""
+
+    check: str
+    verdict: Verdict
+    found: str
+    remedy: str | None = None
+
+
+Check = Callable[[Settings, Clock], Awaitable[Checked]]
+
+
+async def doctor(settings: Settings, *, as_json: bool) -> int:
+    """Run every check, print what it found, and return 1 if there is a fault."""
+    out = console(as_json=as_json)
+    faults = 0
+    for name, check in CHECKS.items():
+        result = await _bounded(name, check, settings)
+        faults += result.verdict is Verdict.FAULT
+        if as_json:
+            print_json(asdict(result))
+            continue
+        mark = {Verdict.OK: "[green]ok  [/]", Verdict.NOTE: "[yellow]note[/]", Verdict.FAULT: "[red]FAULT[/]"}[
+            result.verdict
+        ]
+        out.print(f"{mark} {result.check}: {escape(result.found)}")
+        if result.remedy:
+            out.print(f"      {escape(result.remedy)}")
+    return 1 if faults else 0
+
+
+async def _bounded(name: str, check: Check, settings: Settings) -> Checked:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS_MAX):
+            return await check(settings, SystemClock())
+    except TimeoutError:
+        remedy = "Something hangs there: look at the process list and the kernel log."
+        return Checked(name, Verdict.FAULT, f"no answer within {CHECK_SECONDS_MAX:.0f} s", remedy)
+
+
+async def _state(settings: Settings, _clock: Clock) -> Checked:
+    folder = settings.state
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        return Checked(
+            "state", Verdict.FAULT, f"{existing} is not writable by this user", "Choose another with --state FOLDER."
+        )
+    free = shutil.disk_usage(existing).free
+    found = f"{folder}, {free / 1024**3:.1f} GiB free"
+    if free < DISK_FREE_BYTES_MIN:
+        return Checked(
+            "state",
+            Verdict.FAULT,
+            found,
+            f"Free at least {DISK_FREE_BYTES_MIN / 1024**3:.0f} GiB, or set state elsewhere.",
+        )
+    return Checked("state", Verdict.OK, found)
+
+
+async def _bus(settings: Settings, clock: Clock) -> Checked:
+    try:
+        async with open_bus(settings.bus_url, clock) as bus:
+            ends = {topic.value: await bus.end(topic) for topic in (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)}
+    except BusError as error:
+        return Checked("bus", Verdict.FAULT, str(error), "Nothing can be published or read until the bus answers.")
+    said = ", ".join(f"{topic} at {end}" for topic, end in ends.items())
+    return Checked("bus", Verdict.OK, f"{settings.bus_url} (SQLite {sqlite_version()}); {said}")
+
+
+async def _store(settings: Settings, _clock: Clock) -> Checked:
+    if not settings.store_path.exists():
+        return Checked("store", Verdict.NOTE, f"{settings.store_path} is not there yet; the alert role makes it")
+    try:
+        async with StoreReader(settings.store_path) as store:
+            await store.ready()
+    except AlertingError as error:
+        return Checked(
+            "store", Verdict.FAULT, str(error), "Incidents cannot be shown or recorded; critical pages are still sent."
+        )
+    return Checked("store", Verdict.OK, str(settings.store_path))
+
+
+async def _driver(settings: Settings, clock: Clock) -> Checked:
+    if not driver_here() and settings.collect.source != "nvml":
+        return Checked("driver", Verdict.NOTE, "no NVIDIA driver is loaded on this machine; GPUs can only be simulated")
+    try:
+        async with build_source("nvml", SourceOptions(settings.node), clock) as source:
+            reading = await source.read(clock.now())
+    except CollectorError as error:
+        return Checked("driver", Verdict.FAULT, str(error), "Try nvidia-smi; without NVML this node sends no GPU rows.")
+    rows = 0 if reading.gpus is None else reading.gpus.rows
+    unread = sorted({name for name, _ in reading.failures})
+    if unread:
+        return Checked("driver", Verdict.NOTE, f"{rows} GPUs; not read: {', '.join(unread)}")
+    return Checked("driver", Verdict.OK, f"{rows} GPUs, every field was read")
+
+
+async def _socket(settings: Settings, _clock: Clock) -> Checked:
+    path = settings.socket_path
+    if not path.exists():
+        return Checked("training socket", Verdict.NOTE, f"{path} is not there: no collector runs here now")
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        return Checked(
+            "training socket", Verdict.FAULT, f"{path} is not a socket", "Remove it, or set collect.socket elsewhere."
+        )
+    try:
+        _, writer = await asyncio.open_unix_connection(path)
+    except OSError as error:
+        return Checked(
+            "training socket", Verdict.FAULT, f"{path}: {error.strerror}", "Start nantucket up or collect on this node."
+        )
+    writer.close()
+    return Checked("training socket", Verdict.OK, f"a collector listens at {path}")
+
+
+async def _receivers(settings: Settings, clock: Clock) -> Checked:
+    if not settings.receivers:
+        remedy = "Add [receivers.NAME] with url and secret to the configuration, then run nantucket alerts test NAME."
+        return Checked("receivers", Verdict.NOTE, "none is configured: nobody would be paged", remedy)
+    try:
+        receivers_of(settings, clock)
+    except SettingsError as error:
+        return Checked("receivers", Verdict.FAULT, str(error), "Mend the configuration.")
+    away = [name for name, item in settings.receivers.items() if not await _reachable(item.url)]
+    if away:
+        remedy = "Check the address, the network and the receiver itself; then run nantucket alerts test NAME."
+        return Checked("receivers", Verdict.FAULT, f"no connection to {', '.join(away)}", remedy)
+    return Checked(
+        "receivers",
+        Verdict.OK,
+        f"{', '.join(settings.receivers)} can be reached (nantucket alerts test NAME sends a page)",
+    )
+
+
+async def _reachable(url: str) -> bool:
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(CONNECT_SECONDS_MAX):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+        writer.close()
+        return True
+    return False
+
+
+async def _clock(_settings: Settings, clock: Clock) -> Checked:
+    wall, running = clock.now(), clock.monotonic()
+    await asyncio.sleep(0.2)
+    step = (clock.now() - wall) - (clock.monotonic() - running)
+    if abs(step) > CLOCK_STEP_SECONDS_MAX:
+        return Checked(
+            "clock",
+            Verdict.FAULT,
+            f"the wall clock stepped by {step:+.1f} s while being watched",
+            "Look at chrony or NTP.",
+        )
+    synchronised = any(os.path.exists(path) for path in NTP_SIGNS)
+    if not synchronised:
+        return Checked(
+            "clock", Verdict.NOTE, "runs evenly; no sign of NTP (chrony or systemd-timesyncd) on this machine"
+        )
+    return Checked("clock", Verdict.OK, "runs evenly, under NTP")
+
+
+CHECKS: dict[str, Check] = {
+    "state": _state,
+    "bus": _bus,
+    "store": _store,
+    "driver": _driver,
+    "training socket": _socket,
+    "receivers": _receivers,
+    "clock": _clock,
+}
