@@ -8,6 +8,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.markup import escape
@@ -198,7 +199,7 @@ async def _clock(_settings: Settings, clock: Clock) -> Checked:
             f"the wall clock stepped by {step:+.1f} s while being watched",
             "Look at chrony or NTP.",
         )
-    synchronised = any(os.path.exists(path) for path in NTP_SIGNS)
+    synchronised = await asyncio.to_thread(lambda: any(Path(path).exists() for path in NTP_SIGNS))
     if not synchronised:
         return Checked(
             "clock", Verdict.NOTE, "runs evenly; no sign of NTP (chrony or systemd-timesyncd) on this machine"

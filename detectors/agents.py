@@ -33,7 +33,7 @@ GROUP = "detect"
 WARM_SECONDS = 600.0
 """What is read back at a start: a loss baseline of some hundred steps of a few seconds each."""
 IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
-"""Payloads handed to agents and not yet acknowledged. Faust bounds its channels in events only: the feed counts bytes."""
+"""Payloads handed to agents and not yet acknowledged. Faust bounds channels in events only: the feed counts bytes."""
 CHANNEL_EVENTS_MAX = 4_096
 COMMIT_SECONDS = 1.0
 GAP_SECONDS = 5.0
@@ -102,7 +102,7 @@ class DetectorService:
 
     @property
     def topics(self) -> tuple[Topic, ...]:
-        """All telemetry, wanted or not: a source counts its frames over all topics, and one left out looks like loss."""
+        """All telemetry, wanted or not: a source counts frames over all topics, and one left out looks like loss."""
         return (*TELEMETRY, Topic.TICKS)
 
     async def run(self) -> None:

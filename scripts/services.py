@@ -35,9 +35,13 @@ class Service:
     needed_by: str
     packages: tuple[str, ...]
     fetch: Callable[[Service], None]
+    reads: Path | None = None
+    """A folder that the program reads from one place only; without it the program is as good as missing."""
 
     def locate(self) -> Path | None:
         """Return the program in PATH, else in the cache, else None."""
+        if self.reads is not None and not self.reads.exists():
+            return None
         for executable in self.executables:
             if found := shutil.which(executable):
                 return Path(found)
@@ -82,6 +86,19 @@ def unpack(service: Service) -> None:
         target = cache_folder() / service.name
         shutil.rmtree(target, ignore_errors=True)  # what an older run left behind without the program in it
         root.rename(target)
+
+
+def unpack_and_link(service: Service) -> None:
+    """Unpack, and link the folder that Debian's build reads to where it was unpacked; as root only."""
+    unpack(service)
+    reads = service.reads
+    assert reads is not None
+    if not reads.exists():
+        if os.geteuid() != 0:
+            raise ServiceError(f"{service.missing()} ({reads} cannot be linked without root)")
+        reads.unlink(missing_ok=True)  # a link into a cache that is gone
+        reads.parent.mkdir(parents=True, exist_ok=True)
+        reads.symlink_to(cache_folder() / service.name / reads.relative_to("/"))
 
 
 def on_debian() -> bool:
@@ -140,7 +157,8 @@ SERVICES: tuple[Service, ...] = (
         executables=("prometheus-alertmanager", "alertmanager"),
         needed_by="`nantucket bench page --peer prometheus`",
         packages=("prometheus-alertmanager",),
-        fetch=unpack,
+        fetch=unpack_and_link,
+        reads=Path("/usr/share/prometheus/alertmanager"),
     ),
 )
 
