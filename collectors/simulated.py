@@ -25,6 +25,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 GPUS_MAX = 1_000_000
 """Three times Leviathan; the state of a GPU is some 200 bytes, so 200 MiB."""
+GPUS_PER_NODE_MAX = 64
+"""A frame of 512 such nodes is some 7 MiB; a reader takes 16 MiB."""
 JOB_SECONDS = 3_600.0
 """How long a simulated job runs before another begins: not fitted, the recordings last five minutes."""
 IDLE_SECONDS = 60.0
@@ -59,9 +61,11 @@ class SimulatedFleet:
         """Refuse a fleet that cannot be."""
         if not 0 < self.gpus <= GPUS_MAX:
             raise InvalidSimulation("gpus", self.gpus, f"1 to {GPUS_MAX}")
-        if self.gpus_per_node < 1 or self.nodes_per_job < 1:
+        if not 0 < self.gpus_per_node <= GPUS_PER_NODE_MAX or self.nodes_per_job < 1:
             raise InvalidSimulation(
-                "gpus_per_node, nodes_per_job", (self.gpus_per_node, self.nodes_per_job), "1 or more"
+                "gpus_per_node, nodes_per_job",
+                (self.gpus_per_node, self.nodes_per_job),
+                f"1 to {GPUS_PER_NODE_MAX}, 1 or more",
             )
         known = sorted(parameters().workloads)
         if not self.workloads or not set(self.workloads) <= set(known):

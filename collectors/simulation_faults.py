@@ -3,7 +3,7 @@
 What a fault does is not fitted: no recording shows one. The levels below are those that operators see.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -143,7 +143,7 @@ class FaultState:
         pairs = zip(self._faults, self._places, self._was, strict=True)
         return {place[0] for fault, place, on in pairs if on and fault.kind is FaultKind.NODE_SILENT}
 
-    def events(self, changed: Sequence[tuple[Fault, bool]], uuid_of: Any) -> list[EventRow]:
+    def events(self, changed: Sequence[tuple[Fault, bool]], uuid_of: Callable[[int, int], str]) -> list[EventRow]:
         """What the nodes tell about ``changed``; ``uuid_of(node index, gpu)`` names a GPU."""
         place_of = dict(zip(map(id, self._faults), self._places, strict=True))
         rows: list[EventRow] = []

@@ -174,7 +174,7 @@ def _newer(new: Callable[[], Any], old: Callable[[], Any]) -> Any:
     try:
         return _call(new)
     except DriverFault as fault:
-        if fault.code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+        if fault.reason is not FieldFailure.UNSUPPORTED:
             raise
         return _call(old)
 

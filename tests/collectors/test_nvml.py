@@ -24,7 +24,7 @@ from tests.fakes.nvml.library import FakeDriver
 
 NOW = 1_700_000_000.0
 # Long enough for a busy machine, and still a bound for the tests in which the driver hangs.
-DEADLINE_SECONDS = 1.0
+DEADLINE_SECONDS = 2.0
 
 Open = Callable[..., AbstractAsyncContextManager[tuple[NvmlSource, ManualClock]]]
 

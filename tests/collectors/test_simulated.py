@@ -13,7 +13,7 @@ from collectors.simulation_faults import HW_THERMAL, POWER_BRAKE, SW_THERMAL
 from collectors.simulation_model import parameters
 from collectors.source import SourceReading
 from telemetry_bus import decode, encode, merge
-from telemetry_bus.frames import Array
+from telemetry_bus.frames import FRAME_BYTES_MAX, Array
 from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.schemas import EventKind
 
@@ -30,7 +30,8 @@ RECORDED = {
 def fault(kind: FaultKind, **options: Any) -> Fault:
     """A fault from 5 s to 10 s on the second GPU of the second node, or on the node."""
     where: dict[str, Any] = {} if kind in {FaultKind.NODE_SILENT, FaultKind.DRIVER_HUNG} else {"gpu": 1}
-    return Fault(kind, **({"at_seconds": 5.0, "until_seconds": 10.0, "node": "sim-0002"} | where | options))
+    default: dict[str, Any] = {"at_seconds": 5.0, "until_seconds": 10.0, "node": "sim-0002"}
+    return Fault(kind, **(default | where | options))
 
 
 def readings(fleet: SimulatedFleet, seconds: int) -> list[SourceReading]:
@@ -88,6 +89,14 @@ def test_frames_and_events_say_that_they_are_simulated() -> None:
             simulated, valid = decode(encode(frame)).numbers("simulated")
             assert simulated.all()
             assert valid.all()
+
+
+def test_the_largest_frame_of_the_largest_nodes_is_one_that_readers_take() -> None:
+    """However the fleet is cut into nodes, its frames stay below the bus's bound."""
+    reading = SimulatedFleet(512 * 64, gpus_per_node=64).build().reading(NOW)
+    assert reading.gpus is not None
+    (frame,) = Framer("a-region-with-a-long-name").gpu_frames(reading.gpus, NOW)
+    assert len(encode(frame)) < FRAME_BYTES_MAX / 2
 
 
 def test_only_what_the_recordings_have_is_not_null() -> None:
@@ -303,6 +312,7 @@ def test_a_fault_that_means_nothing_is_refused_with_its_key(options: dict[str, A
         {"gpus": 0},
         {"gpus": 10_000_000},
         {"gpus_per_node": 0},
+        {"gpus_per_node": 65},
         {"workloads": ()},
         {"workloads": ("t99",)},
         {"seed": -1},
@@ -315,6 +325,7 @@ def test_a_fault_that_means_nothing_is_refused_with_its_key(options: dict[str, A
         "no gpus",
         "too many gpus",
         "nodes without gpus",
+        "nodes with too many gpus",
         "no workload",
         "unknown workload",
         "negative seed",
