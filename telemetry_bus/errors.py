@@ -54,7 +54,7 @@ class BusUnavailable(BusError):
 
     retryable = True
 
-    def __init__(self, url: str, action: str, cause: BaseException) -> None:
+    def __init__(self, url: str, action: str, cause: BaseException | None) -> None:
         super().__init__(f"the bus {url} could not {action}: {cause}. Nothing was acknowledged; try again.")
         self.url = url
 

@@ -13,7 +13,7 @@ from telemetry_bus.embedded.folder import prepare
 from telemetry_bus.embedded.store import DEFAULT_LIMITS, LogFile, TopicLimit
 from telemetry_bus.embedded.wake import Knocker
 from telemetry_bus.embedded.writer import Writer
-from telemetry_bus.errors import BusClosed, InvalidPayload
+from telemetry_bus.errors import BusClosed, BusError, InvalidPayload
 from telemetry_bus.frames import FRAME_BYTES_MAX
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
@@ -24,6 +24,8 @@ RECHECK_SECONDS = 1.0
 """How often a reader looks at the log itself, in case that a publisher was killed before it could knock."""
 PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX
 """No reader would take a larger one, and one publisher's mistake must not fail a group that others share."""
+OFFSET_END = 1 << 63
+"""SQLite's integers end there."""
 READ_THREADS = 2
 """A read is short; two threads keep a long catch-up from delaying the live readers of the same process."""
 
@@ -51,8 +53,13 @@ class EmbeddedBus:
 
     def _open(self, writer: Writer) -> None:
         prepare(self.folder)
-        writer.start()
-        self._knocker = Knocker(self.folder)
+        knocker = Knocker(self.folder)
+        try:
+            writer.start()
+        except BusError:
+            knocker.close()
+            raise
+        self._knocker = knocker
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Write what waits and close."""
@@ -78,6 +85,8 @@ class EmbeddedBus:
         """Remember durably how far ``group`` has come."""
         if self._writer is None:
             raise BusClosed(self.url, f"commit for {group}")
+        if beyond := {topic: offset for topic, offset in offsets.items() if not 0 <= offset < OFFSET_END}:
+            raise ValueError(f"expected offsets from 0 to 2^63 - 1 for the group {group!r}, found {beyond}")
         await self._writer.remember(group, offsets)
 
     async def committed(self, group: str) -> Mapping[Topic, int]:

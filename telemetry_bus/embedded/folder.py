@@ -35,6 +35,10 @@ def prepare(folder: Path) -> None:
         raise InaccessibleFolder(str(folder), error) from error
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         raise InaccessibleFolder(str(folder), "this user may not write there")
+    # Not the files beside log.sqlite: they come and go with the processes that use it.
+    for file in (folder / "log.sqlite", folder / "log.wake"):
+        if file.exists() and not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
+            raise InaccessibleFolder(str(folder), f"this user may not write {file.name} there")
     refuse_network(folder, Path("/proc/self/mountinfo"))
 
 

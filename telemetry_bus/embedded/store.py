@@ -124,16 +124,12 @@ class LogFile:
         Where nothing more is left the cursor is the log's end, so that the next read does not walk over other topics.
         """
         end = self.log_end()
-        # Each topic's index is in the log's order already: SQLite merges them and stops at the limit. With
-        # `topic IN (...)` it sorts everything behind the cursor, for every batch.
-        each = "SELECT offset, topic, time, payload FROM log WHERE topic = ? AND offset >= ?"
-        wanted = [value for topic in topics for value in (topic.value, cursor)]
-        query = f"{' UNION ALL '.join([each] * (len(wanted) // 2))} ORDER BY 1 LIMIT ?"
+        query, values = self.reading(topics, cursor)
         records: list[Record] = []
         size = 0
         complete = True
         with self._failing("read"):
-            for offset, topic, time, payload in self._db.execute(query, (*wanted, BATCH_RECORDS)):
+            for offset, topic, time, payload in self._db.execute(query, values):
                 records.append(Record(Topic(topic), 0, offset, time, payload))
                 size += len(payload)
                 if size >= BATCH_BYTES or len(records) == BATCH_RECORDS:
@@ -141,6 +137,18 @@ class LogFile:
                     break
         following = records[-1].offset + 1 if records else cursor
         return records, max(following, end) if complete else following
+
+    @staticmethod
+    def reading(topics: Iterable[Topic], cursor: int) -> tuple[str, list[str | int]]:
+        """The query for one batch and its values.
+
+        Each topic's index is in the log's order already: SQLite merges them and stops at the limit. With
+        ``topic IN (...)`` it would sort everything behind the cursor, for every batch.
+        """
+        each = "SELECT offset, topic, time, payload FROM log WHERE topic = ? AND offset >= ?"
+        values: list[str | int] = [value for topic in topics for value in (topic.value, cursor)]
+        query = f"{' UNION ALL '.join([each] * (len(values) // 2))} ORDER BY 1 LIMIT ?"
+        return query, [*values, BATCH_RECORDS]
 
     def earliest(self, topic: Topic) -> int:
         """The oldest offset of ``topic``; the end of the log if it holds nothing."""

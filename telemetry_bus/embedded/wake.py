@@ -8,6 +8,8 @@ readers also look at the log itself once in a while.
 import mmap
 from pathlib import Path
 
+from telemetry_bus.errors import InaccessibleFolder
+
 _SIZE = 8
 
 
@@ -16,11 +18,14 @@ class Knocker:
 
     def __init__(self, folder: Path) -> None:
         path = folder / "log.wake"
-        with path.open("ab") as file:
-            if file.tell() < _SIZE:
-                file.truncate(_SIZE)
-        with path.open("r+b") as file:
-            self._map = mmap.mmap(file.fileno(), _SIZE)
+        try:
+            with path.open("ab") as file:
+                if file.tell() < _SIZE:
+                    file.truncate(_SIZE)
+            with path.open("r+b") as file:
+                self._map = mmap.mmap(file.fileno(), _SIZE)
+        except OSError as error:
+            raise InaccessibleFolder(str(folder), error) from error
 
     def knock(self) -> None:
         """Say that there is something new."""

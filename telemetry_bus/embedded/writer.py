@@ -1,6 +1,7 @@
 """The writer's thread: everything that waits is written in one transaction, so that many publishers share one sync."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from telemetry_bus.embedded.store import LogFile, TopicLimit
 from telemetry_bus.embedded.wake import Knocker
-from telemetry_bus.errors import BusError
+from telemetry_bus.errors import BusError, BusUnavailable
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
 
@@ -45,6 +46,8 @@ class Writer:
         self._queue: queue.SimpleQueue[_Append | _Remember | _Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="nantucket-log-writer", daemon=True)
         self._opened: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        self._writing: list[_Append | _Remember | _Stop] = []
+        self._fault: BaseException | None = None
         self._trimmed_at = clock.monotonic()
         self._untrimmed = 0.0
 
@@ -64,30 +67,54 @@ class Writer:
     def append(self, topic: Topic, payloads: Sequence[bytes]) -> "asyncio.Future[list[int]]":
         """The offsets of ``payloads``, once they are durable."""
         future, answer = _promise()
-        self._queue.put(_Append(topic, payloads, answer))
+        self._put(_Append(topic, payloads, answer))
         return future
 
     def remember(self, reader: str, offsets: Mapping[Topic, int]) -> "asyncio.Future[list[int]]":
         """Done once the positions of ``reader`` are durable."""
         future, answer = _promise()
-        self._queue.put(_Remember(reader, offsets, answer))
+        self._put(_Remember(reader, offsets, answer))
         return future
 
     def _run(self) -> None:
         try:
-            log = LogFile(self._folder, self._url)
-            log.create()
             knocker = Knocker(self._folder)
-        except (BusError, OSError) as error:
+            with contextlib.ExitStack() as opened:
+                opened.callback(knocker.close)
+                log = LogFile(self._folder, self._url)
+                opened.callback(log.close)
+                log.create()
+                opened.pop_all()
+        except BusError as error:
             self._opened.put(error)
             return
         self._opened.put(None)
         try:
             while self._turn(log, knocker):
                 pass
+        except BaseException as error:
+            # A fault of ours. It ends the thread, and whoever waits for it, now or later, must hear so.
+            self._fault = error
+            self._refuse(self._writing)
+            raise
         finally:
             knocker.close()
             log.close()
+
+    def _refuse(self, items: Sequence[_Append | _Remember | _Stop]) -> None:
+        """Answer ``items``, and whatever else waits, that nothing is written any more."""
+        waiting = list(items)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.append(self._queue.get_nowait())
+        for item in waiting:
+            if not isinstance(item, _Stop):
+                item.answer(BusUnavailable(self._url, "write, because its writer has failed", self._fault))
+
+    def _put(self, item: _Append | _Remember) -> None:
+        self._queue.put(item)
+        if self._fault is not None:
+            self._refuse([])
 
     def _turn(self, log: LogFile, knocker: Knocker) -> bool:
         """Write one group; False once it is time to stop."""
@@ -95,6 +122,7 @@ class Writer:
             group = self._group(self._queue.get(timeout=TRIM_EVERY_SECONDS))
         except queue.Empty:
             group = []
+        self._writing = group
         appends = [item for item in group if isinstance(item, _Append)]
         if appends:
             self._append(log, appends)

@@ -75,13 +75,6 @@ async def payloads(bus: Bus, topic: Topic, start: Start | None = None) -> list[b
     return [record.payload for record in await everything(bus, [topic], Earliest() if start is None else start)]
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a coroutine function to return something true."""
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not await condition():  # type: ignore[misc]
-            await asyncio.sleep(0.005)
-
-
 def numbered(count: int, name: str = "payload") -> list[bytes]:
     """Payloads that can be told apart."""
     return [f"{name}:{number}".encode() for number in range(count)]
@@ -409,57 +402,54 @@ async def test_the_url_of_a_bus_opens_the_same_bus(bus_factory: BusFactory) -> N
             assert await payloads(again, Topic.TRAIN) == [b"here"]
 
 
-async def trimmed(bus: Bus, clock: ManualClock, payload: bytes) -> list[Record]:
-    """Publish once more after a while, and return what is kept as soon as something has been trimmed."""
-    before = await everything(bus, [Topic.TRAIN], Earliest())
-    clock.advance(10.0)
-    await bus.publish(Topic.TRAIN, [payload])
-    kept: list[Record] = []
-
-    async def gone() -> bool:
-        nonlocal kept
-        kept = await everything(bus, [Topic.TRAIN], Earliest())
-        return kept[:1] != before[:1]
-
-    await until(gone)
+async def trimmed(bus: Bus, clock: ManualClock, wanted: Callable[[list[Record]], bool]) -> list[Record]:
+    """What is kept of telemetry.train, as soon as it is as wanted; time passes and the bus is used meanwhile."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not wanted(kept := await everything(bus, [Topic.TRAIN], Earliest())):
+            clock.advance(6.0)
+            await bus.commit("whoever", {Topic.GPU: 1})
     return kept
+
+
+def at_most(size: int) -> Callable[[list[Record]], bool]:
+    """Whether the payloads have no more bytes in all."""
+    return lambda records: sum(len(record.payload) for record in records) <= size
 
 
 async def test_what_is_beyond_the_bound_in_bytes_goes_oldest_first(bus_factory: BusFactory) -> None:
     """The newest records that fit are kept, whole and in order; another topic keeps its own."""
     clock = ManualClock()
-    sizes = [bytes([number]) * 100 for number in range(100)]
+    hundreds = [bytes([number]) * 100 for number in range(100)]
     async with bus_factory(clock, keep_bytes=1000) as bus:
-        await bus.publish(Topic.TRAIN, sizes)
+        await bus.publish(Topic.TRAIN, hundreds)
         await bus.publish(Topic.GPU, [b"another topic"])
-        kept = [record.payload for record in await trimmed(bus, clock, b"newest".ljust(100))]
-        assert kept == [*sizes, b"newest".ljust(100)][-10:]
+        kept = await trimmed(bus, clock, at_most(1000))
+        assert [record.payload for record in kept] == hundreds[-10:]
         assert await payloads(bus, Topic.GPU) == [b"another topic"]
 
 
 async def test_what_is_beyond_the_bound_in_age_goes(bus_factory: BusFactory) -> None:
     """The bus's clock at appending is what ages."""
     clock = ManualClock()
-    async with bus_factory(clock, keep_seconds=60.0) as bus:
-        for payload in (b"old", b"young"):
-            await bus.publish(Topic.TRAIN, [payload])
-            clock.advance(45.0)
-        assert [record.payload for record in await trimmed(bus, clock, b"newest")] == [b"young", b"newest"]
+    async with bus_factory(clock, keep_seconds=6000.0) as bus:
+        await bus.publish(Topic.TRAIN, [b"old"])
+        clock.advance(4000.0)
+        await bus.publish(Topic.TRAIN, [b"young"])
+        clock.advance(2000.0)
+        kept = await trimmed(bus, clock, lambda records: len(records) < 2)
+        assert [record.payload for record in kept] == [b"young"]
 
 
 async def test_the_bound_holds_for_a_publisher_of_many_records(bus_factory: BusFactory) -> None:
     """However many records come with one call, trimming keeps up with them."""
     clock = ManualClock()
     async with bus_factory(clock, keep_bytes=100_000) as bus:
-        for _ in range(5):
+        for _ in range(10):
             await bus.publish(Topic.TRAIN, [bytes(100)] * 2000)
             clock.advance(10.0)
-
-        async def fits() -> bool:
-            return sum(map(len, await payloads(bus, Topic.TRAIN))) <= 100_000
-
-        await bus.publish(Topic.TRAIN, [b""])
-        await until(fits)
+        await bus.commit("whoever", {Topic.GPU: 1})
+        await bus.commit("whoever", {Topic.GPU: 1})
+        assert len(await everything(bus, [Topic.TRAIN], Earliest())) <= 3000
 
 
 async def test_offsets_go_on_growing_after_everything_was_trimmed(bus_factory: BusFactory) -> None:
@@ -467,18 +457,13 @@ async def test_offsets_go_on_growing_after_everything_was_trimmed(bus_factory: B
     clock = ManualClock()
     async with bus_factory(clock, keep_bytes=0) as bus:
         offsets = list(await bus.publish(Topic.TRAIN, numbered(5)))
-
-        async def empty() -> bool:
-            clock.advance(10.0)
-            await bus.commit("group", {Topic.TRAIN: 1})  # so that the writer has a turn in which it trims
-            return not await everything(bus, [Topic.TRAIN], Earliest())
-
-        await until(empty)
+        await trimmed(bus, clock, at_most(0))
         assert await bus.end(Topic.TRAIN) == offsets[-1] + 1
         async with bus.subscribe([Topic.TRAIN], AtOffset(0)) as subscription:
+            assert await everything(bus, [Topic.TRAIN], AtOffset(0)) == []
             offsets += await bus.publish(Topic.TRAIN, [b"again"])
             assert [record.payload for record in await read(subscription, 1)] == [b"again"]
-        await until(empty)
+        await trimmed(bus, clock, at_most(0))
     async with bus_factory(clock) as bus:
         assert await bus.end(Topic.TRAIN) == offsets[-1] + 1
         offsets += await bus.publish(Topic.TRAIN, [b"reopened"])
@@ -496,6 +481,6 @@ async def test_a_reader_behind_what_is_kept_goes_on_at_the_oldest(bus_factory: B
         first = await bus.publish(Topic.TRAIN, [bytes(100)])
         await read(subscription, 1)
         await bus.publish(Topic.TRAIN, [bytes(100)] * 500)
-        kept = await trimmed(bus, clock, b"newest".ljust(100))
+        kept = await trimmed(bus, clock, at_most(1000))
         assert await read(subscription, len(kept)) == kept
         assert await everything(bus, [Topic.TRAIN], AtOffset(first[0])) == kept

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telemetry_bus import SCHEMAS, Frame, FrameError, FrameFault, FrameMaker, Run, decode, encode, merge
@@ -78,6 +78,7 @@ def train(*losses: float | None, source: str = "node-1", seq: int = 0, sent: flo
 
 
 @pytest.mark.parametrize("schema_id", SCHEMAS)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_frame_is_decoded_as_it_was_encoded(schema_id: str, data: st.DataObject) -> None:
     """Every schema, every cell, every run."""
