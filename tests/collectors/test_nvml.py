@@ -191,6 +191,17 @@ async def test_a_gpu_lost_midway_has_no_row_and_one_event_and_the_others_go_on(
     assert back.gpus.uuid.to_pylist() == ["GPU-0", "GPU-1"]
 
 
+async def test_a_gpu_that_was_reset_is_found_again_under_its_new_handle(opened: Open, fake_driver: FakeDriver) -> None:
+    """A handle from before the reset stays dead; the reader asks for another one."""
+    async with opened() as (source, _):
+        await source.read(NOW)
+        fake_driver.say("generation", "1", gpu=0)
+        lost = await source.read(NOW + 1)
+        back = await source.read(NOW + 2)
+    assert [states(lost), states(back)] == [["gpu_lost"], ["gpu_back"]]
+    assert values(back.gpus, "temperature_celsius") == [61.0, 61.0]
+
+
 async def test_a_gpu_lost_before_the_start_leaves_the_others(opened: Open, fake_driver: FakeDriver) -> None:
     """One dead card does not keep a collector from starting."""
     fake_driver.lose(1)
