@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -178,6 +180,16 @@ def test_the_smaller_locks_agree_with_the_developers_lock() -> None:
     for lock in ("server.txt", "build.txt"):
         for name, pins in locked(lock).items():
             assert [str(pin.specifier) for pin in pins] == [str(pin.specifier) for pin in everything[name]]
+
+
+def test_the_pages_lock_is_whole_and_has_no_address() -> None:
+    """`npm ci` takes the lock on any platform: it holds every optional package that another one names."""
+    lock = json.loads((REPOSITORY / "dashboards" / "web" / "package-lock.json").read_text(encoding="utf-8"))
+    packages: dict[str, dict[str, Any]] = lock["packages"]
+    held = {path.rpartition("node_modules/")[2] for path in packages}
+    wanted = {name for package in packages.values() for name in package.get("optionalDependencies", {})}
+    assert wanted - held == set(), "pin with `overrides` a version that is published for every platform"
+    assert [path for path, package in packages.items() if "resolved" in package] == []
 
 
 def test_the_server_imports_every_package_that_it_depends_on() -> None:
