@@ -26,7 +26,8 @@ FORGET_SECONDS = 900.0
 
 @dataclass(frozen=True, slots=True)
 class HeatMetric:
-    """One choice of the heatmap. ``low`` and ``high`` span the colours; ``worst_is_high`` says which end is bad."""
+    """One choice of the heatmap. ``low`` and ``high`` span the colours; ``worst_is_high`` says which end is bad: of a GPU
+    that trains, a high temperature, but a low utilization, power or use of memory."""
 
     name: str
     title: str
@@ -38,9 +39,9 @@ class HeatMetric:
 
 HEAT_METRICS: tuple[HeatMetric, ...] = (
     HeatMetric("gpu_utilization_percent", "Utilization", "%", 0.0, 100.0, False),
-    HeatMetric("power_watts", "Power", "W", 0.0, 1000.0, True),
+    HeatMetric("power_watts", "Power", "W", 0.0, 1000.0, False),
     HeatMetric("temperature_celsius", "Temperature", "°C", 20.0, 95.0, True),
-    HeatMetric("memory_used_ratio", "Memory used", "", 0.0, 1.0, True),
+    HeatMetric("memory_used_ratio", "Memory used", "", 0.0, 1.0, False),
     HeatMetric("tensor_active_ratio", "Tensor active", "", 0.0, 1.0, False),
 )
 
@@ -92,6 +93,8 @@ class FleetState:
         """Rows that were left out because the fleet, or a node, is larger than this view holds."""
         self.instance_rows = 0
         """Rows of MIG instances: the heatmap shows whole GPUs."""
+        self.power_limit_watts: float | None = None
+        """The highest enforced power limit that any GPU has told: the top of that colour span."""
         self.nodes: list[str] = []
         self.columns = Columns.empty(64)
         self._gpus_max = gpus_max
@@ -162,6 +165,11 @@ class FleetState:
             values, valid = _heat(frame, metric.name)
             columns.values[at, slots] = values[rows]
             columns.valid[at, slots] = valid[rows]
+        limits, known = frame.numbers("power_limit_watts")
+        highest = float(np.max(limits, where=known & np.isfinite(limits), initial=0.0))
+        if highest > (self.power_limit_watts or 0.0):
+            self.power_limit_watts = highest
+            self.revision += 1
 
     def order(self) -> Array:
         """The slots, sorted by node (``node-2`` before ``node-10``) and GPU."""

@@ -155,7 +155,7 @@ class Live:
         event = views.fleet_now(self.fleet, now)
         if whole or self._layout_sent != self.fleet.revision:
             event["layout"] = views.fleet_layout(self.fleet)
-            event["choices"] = views.metric_choices()
+            event["choices"] = views.metric_choices(self.fleet)
             if not whole:
                 self._layout_sent = self.fleet.revision
         return event

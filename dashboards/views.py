@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -70,19 +71,12 @@ def fleet_now(fleet: FleetState, now: float) -> dict[str, Any]:
     }
 
 
-def metric_choices() -> list[dict[str, Any]]:
+def metric_choices(fleet: FleetState) -> list[dict[str, Any]]:
     """The metrics of the heatmap, with the span of their colours."""
-    return [
-        {
-            "name": m.name,
-            "title": m.title,
-            "unit": m.unit,
-            "low": m.low,
-            "high": m.high,
-            "worst_is_high": m.worst_is_high,
-        }
-        for m in HEAT_METRICS
-    ]
+    choices = [asdict(metric) for metric in HEAT_METRICS]
+    if fleet.power_limit_watts is not None:
+        next(choice for choice in choices if choice["name"] == "power_watts")["high"] = fleet.power_limit_watts
+    return choices
 
 
 def fleet_rows(fleet: FleetState, now: float, node: str | None, limit: int) -> list[dict[str, Any]]:

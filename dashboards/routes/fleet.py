@@ -31,7 +31,7 @@ async def fleet(
             "stale": stale,
             "simulated": int(state.columns.simulated[: state.count].sum()),
             "nodes": len(state.nodes),
-            "metrics": views.metric_choices(),
+            "metrics": views.metric_choices(state),
             "rows": views.fleet_rows(state, now, node, limit),
         }
     )

@@ -87,6 +87,7 @@ class Chart {
     }
     ctx.setLineDash([]);
     ctx.fillStyle = cssColor("--page");
+    this.#shadeRuns(plot);
     for (const mark of this.#marks) {
       const x = plot.valToPos(mark.step, "x", true);
       const size = MARK * ratio;
@@ -97,6 +98,25 @@ class Chart {
       ctx.fill();
     }
     this.#label(plot);
+    ctx.restore();
+  }
+
+  /** Where every step is non-finite, the ground says so too: seen from afar, a curve that merely ends looks finished. */
+  #shadeRuns(plot: uPlot): void {
+    const { ctx, bbox } = plot;
+    const values = plot.data[1]!;
+    const steps = plot.data[0]!;
+    const marked = new Set(this.#marks.map((mark) => mark.step));
+    ctx.save();
+    ctx.globalAlpha = 0.13;
+    for (let at = 0; at < values.length; at++) {
+      if (!marked.has(steps[at]!)) continue;
+      let end = at;
+      while (end + 1 < steps.length && marked.has(steps[end + 1]!)) end++;
+      const [from, to] = [plot.valToPos(steps[at]!, "x", true), plot.valToPos(steps[end]!, "x", true)];
+      if (end > at) ctx.fillRect(from, bbox.top, to - from, bbox.height);
+      at = end;
+    }
     ctx.restore();
   }
 

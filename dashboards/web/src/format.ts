@@ -27,6 +27,11 @@ export function plural(count: number, one: string, many = `${one}s`): string {
   return `${integer(count)} ${count === 1 ? one : many}`;
 }
 
+/** A large number at a glance: 1.72 M. */
+export function compact(value: number): string {
+  return value.toLocaleString("en-US", { notation: "compact", minimumFractionDigits: 0, maximumFractionDigits: 2 }).replace(/([A-Z])$/, " $1");
+}
+
 /** Dollars: cents while they can be seen to move, whole dollars from a hundred on. */
 export function dollars(value: number | null): string {
   if (value === null || !Number.isFinite(value)) return ABSENT;

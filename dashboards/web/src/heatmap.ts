@@ -1,6 +1,6 @@
 import { bit, bytesOf, type Cells, decodeCells, FINITE, MISSING, NEGATIVE_INFINITY, NOT_A_NUMBER } from "./codes";
 import { byId, choice, cssColor, make, say } from "./dom";
-import { number, plural } from "./format";
+import { plural } from "./format";
 import { corner, type HeatLayout, heatLayout, under } from "./heat_layout";
 import { gradient, shade } from "./ramp";
 import type { FleetEvent, FleetLayout, HeatChoice, HeatNow, Quantised } from "./types";
@@ -104,10 +104,10 @@ export class Heatmap {
 
   #legend(): void {
     const chosen = this.#chosen;
-    if (chosen === undefined || this.#legendKey === chosen.name) return;
-    this.#legendKey = chosen.name;
+    if (chosen === undefined || this.#legendKey === `${chosen.name} ${chosen.high}`) return;
+    this.#legendKey = `${chosen.name} ${chosen.high}`;
     const bar = make("span", { class: "ramp" });
-    bar.style.background = gradient();
+    bar.style.background = gradient(chosen.worst_is_high);
     const ends = [chosen.low, chosen.high].map((end) => make("span", { class: "numbers" }, withUnit(end, chosen.unit)));
     const swatches = [["stale", "Stale: silent for over 10 s"], ["missing", "Not reported"], ["nan", "NaN or infinite"]].map(([kind, text]) =>
       make("span", { class: "swatch" }, make("i", { class: kind! }), text!),
@@ -135,6 +135,8 @@ export class Heatmap {
 
   #paint(context: CanvasRenderingContext2D, layout: FleetLayout, grid: HeatLayout, cells: Cells): void {
     const chosen = this.#chosen!;
+    // What is as it should be is quiet; the eye goes to the GPU that idles or burns.
+    const [calm, glaring] = chosen.worst_is_high ? [chosen.low, chosen.high] : [chosen.high, chosen.low];
     const ink = { missing: cssColor("--cell-missing"), stale: cssColor("--cell-stale"), nan: cssColor("--page"), text: cssColor("--muted") };
     context.font = "11px system-ui, sans-serif";
     context.textBaseline = "alphabetic";
@@ -151,7 +153,7 @@ export class Heatmap {
         const kind = cells.kinds[at];
         if (bit(this.#stale, at)) outlined(context, x, y, grid.cell, ink.stale);
         else if (kind === FINITE) {
-          context.fillStyle = shade(cells.values[at]!, chosen.low, chosen.high);
+          context.fillStyle = shade(cells.values[at]!, calm, glaring);
           context.fillRect(x, y, grid.cell, grid.cell);
         } else if (kind === MISSING) hatched(context, x, y, grid.cell, ink.missing);
         else crossed(context, x, y, grid.cell, ink.nan);
@@ -213,8 +215,7 @@ export class Heatmap {
 }
 
 function withUnit(value: number, unit: string): string {
-  const text = unit === "" ? `${(value * 100).toFixed(0)} %` : unit === "W" || unit === "°C" ? `${value.toFixed(0)} ${unit}` : `${number(Math.round(value * 10) / 10)} ${unit}`;
-  return text;
+  return unit === "" ? `${(value * 100).toFixed(0)} %` : `${value.toFixed(0)} ${unit}`;
 }
 
 function shortened(context: CanvasRenderingContext2D, text: string, width: number): string {

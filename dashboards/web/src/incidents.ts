@@ -236,6 +236,7 @@ function links(incident: Incident): HTMLElement {
 }
 
 function shown(value: unknown): string {
+  if (Number.isInteger(value)) return integer(value as number);
   if (typeof value === "number" || value === null) return number(value as Num);
   return typeof value === "string" ? value : JSON.stringify(value);
 }

@@ -3,7 +3,7 @@ import "./style.css";
 import { Curves, type Onset } from "./charts";
 import { applyDelta, type Curve } from "./curve";
 import { byId, choice, say } from "./dom";
-import { integer, number } from "./format";
+import { compact, integer } from "./format";
 import { Heatmap } from "./heatmap";
 import { drawer, Incidents } from "./incidents";
 import { renderJobs, sortedJobs } from "./jobs";
@@ -163,7 +163,7 @@ function showJobLine(): void {
   pin.hidden = selected === null || pinned !== selected;
   say(pin, "PINNED");
   const attempts = line === undefined || line.attempts === 1 ? "" : ` · attempt ${integer(line.attempts)}`;
-  const tokens = line?.tokens_per_second == null ? "" : ` · ${number(line.tokens_per_second)} tokens/s`;
+  const tokens = line?.tokens_per_second == null ? "" : ` · ${compact(line.tokens_per_second)} tokens/s`;
   say(byId("job-line"), line === undefined ? "" : `step ${integer(line.step)}${attempts}${tokens}`);
 }
 

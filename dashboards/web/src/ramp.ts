@@ -1,4 +1,4 @@
-/** A colour-blind-safe ramp from blue to yellow whose lightness only grows; both ends stand out from both grounds. */
+/** A colour-blind-safe ramp from calm blue to glaring yellow; its lightness only grows, and both ends show on both grounds. */
 const STOPS: readonly (readonly [number, number, number])[] = [
   [27, 58, 120],
   [47, 84, 138],
@@ -18,12 +18,12 @@ const TABLE: readonly string[] = Array.from({ length: SHADES }, (_, at) => {
   return `rgb(${mixed.join(" ")})`;
 });
 
-/** The colour of `value` on the span `low` to `high`; beyond the ends it stays at the end. */
-export function shade(value: number, low: number, high: number): string {
-  const share = high > low ? (value - low) / (high - low) : 0;
+/** The colour of `value` on the span from `calm` to `glaring`, either of which may be the larger; it ends at the ends. */
+export function shade(value: number, calm: number, glaring: number): string {
+  const share = glaring === calm ? 0 : (value - calm) / (glaring - calm);
   return TABLE[Math.max(0, Math.min(SHADES - 1, Math.round(share * (SHADES - 1))))]!;
 }
 
-export function gradient(): string {
-  return `linear-gradient(90deg, ${STOPS.map((stop) => `rgb(${stop.join(" ")})`).join(", ")})`;
+export function gradient(calmLeft: boolean): string {
+  return `linear-gradient(${calmLeft ? 90 : 270}deg, ${STOPS.map((stop) => `rgb(${stop.join(" ")})`).join(", ")})`;
 }
