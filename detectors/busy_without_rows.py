@@ -18,6 +18,8 @@ from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
 from telemetry_bus.topics import Topic
 
+LONG_AGO = -1e18
+"""Before every event, and finite: the difference of two infinities is a NaN."""
 NODES_MAX = 65_536
 """The largest fleet that is planned for has 37,500 nodes."""
 
@@ -48,7 +50,7 @@ def _blank() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
     blank = np.zeros(
         (), dtype=[("seen", "f8"), ("begun", "f8"), ("busy", "f8"), ("told", "f8"), ("gpus", "i4"), ("simulated", "?")]
     )
-    blank["begun"] = blank["busy"] = blank["told"] = -np.inf
+    blank["begun"] = blank["busy"] = blank["told"] = LONG_AGO
     return blank
 
 
@@ -62,7 +64,7 @@ class BusyWithoutRowsDetector:
         self.config = config
         self.nodes = SeriesTable(_blank(), NODES_MAX)
         self._latch = Latch(0.0, 0.0)
-        self._nowhere = -np.inf
+        self._nowhere = LONG_AGO
         """Event time of the newest training row that does not say its node: while such rows come, silence proves
         nothing."""
 

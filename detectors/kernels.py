@@ -9,9 +9,13 @@ LINEAR_BELOW = 1e-3
 for zero and for negative losses, and for which a classifier's loss of 1e-7 is not far from one of 1e-4."""
 
 
+LARGEST = 1e300
+"""Losses beyond it are as good as this: their scale must not overflow."""
+
+
 def log_like(loss: Array) -> Array:
     """Losses on a scale on which equal ratios are equal distances (and differences, near zero)."""
-    return np.arcsinh(loss / LINEAR_BELOW)
+    return np.arcsinh(np.clip(loss, -LARGEST, LARGEST) / LINEAR_BELOW)
 
 
 def from_log_like(value: float) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.kernels import from_log_like, log_like, ones, robust_levels
-from detectors.windows import STEP_LIMIT, SeriesTable, rounds, steps
+from detectors.windows import STEP_LIMIT, SeriesTable, rounds, steps, texts
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
 from telemetry_bus.schemas import FindingState, Scope, Severity
@@ -26,7 +26,8 @@ NAME = "loss_spike"
 HANDOVER_STEPS = 50
 """A job's curve is told by its best reporter (global before local, then the lowest rank). When that one has been
 silent for so many steps while others went on, the next best takes over."""
-SCOPE_ORDER: dict[str | None, int] = {Scope.GLOBAL: 0, None: 1, Scope.SHARD: 2, Scope.MICROBATCH: 3}
+UNKNOWN_SCOPE = 1
+SCOPE_ORDER: dict[str, int] = {Scope.GLOBAL: 0, Scope.SHARD: 2, Scope.MICROBATCH: 3}
 """Which rows tell the loss of the job best."""
 _SCOPE_STRIDE = 1 << 40
 _NOBODY = 1 << 60
@@ -144,7 +145,9 @@ class LossSpikeDetector:
         """Judge the losses of a frame, each job's in their order."""
         if not frame.rows:
             return ()
-        slots, new = self.series.slots(frame)
+        return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
+
+    def _piece(self, frame: Frame, slots: Array, new: list[int]) -> list[Finding]:
         said = [(-1, finding) for slot in new for finding in self._superseded(slot, float(frame.times()[0]))]
         rows = self._rows(frame, slots)
         for part in rounds(rows.slot) if len(rows.row) else ():
@@ -161,7 +164,8 @@ class LossSpikeDetector:
         """The rows that tell a finite loss and come from their job's reporter, or may take its place."""
         loss, valid = frame.numbers("loss")
         step, state = steps(frame), self.series.state
-        scope = np.array([SCOPE_ORDER.get(name, 1) for name in frame.strings("scope")], dtype=np.int64)
+        scopes, codes = texts(frame, "scope")
+        scope = np.array([SCOPE_ORDER.get(name, UNKNOWN_SCOPE) for name in scopes], dtype=np.int64)[codes]
         priority = scope * _SCOPE_STRIDE + frame.numbers("rank")[0]
         known = state[["reporter", "step"]][slots]
         may_tell = (priority <= known["reporter"]) | (step > known["step"] + HANDOVER_STEPS)

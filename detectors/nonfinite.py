@@ -105,7 +105,9 @@ class NonFiniteDetector:
             return ()
         if frame.schema_id == "event/1":
             return self._events(frame)
-        slots, new = self.series.slots(frame)
+        return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
+
+    def _piece(self, frame: Frame, slots: Array, new: list[int]) -> list[Finding]:
         now = float(frame.times()[0])
         said = [(-1, finding) for slot in new for finding in self._superseded(slot, now)]
         bad, columns = columns_of(frame)
@@ -142,18 +144,11 @@ class NonFiniteDetector:
         for rows in np.split(order, begins):
             slot = int(slots[rows[0]])
             if len(rows) >= DEDUPLICATE_ROWS:
-                self._count_ranks(slot, rows, bad, columns)
-                rows = distinct(frame, rows, bad, columns)  # noqa: PLW2901
+                episode = self._episodes.get(slot)
+                rows = distinct(frame, rows, bad, columns, None if episode is None else episode.first.step)  # noqa: PLW2901
             for row in rows_of(frame, rows, columns):
                 for finding in self._take(slot, row):
                     yield row.at, finding
-
-    def _count_ranks(self, slot: int, rows: Array, bad: Array, columns: Columns) -> None:
-        """Every rank that is bad at the step of the open episode, before rows that say the same are left out."""
-        episode = self._episodes.get(slot)
-        if episode is not None:
-            there = rows[bad[rows] & (columns["step"][0][rows] == episode.first.step)]
-            _add_ranks(episode, np.unique(columns["rank"][0][there]).tolist())
 
     def _take(self, slot: int, row: Row) -> list[Finding]:
         """One row of one job, in order."""
@@ -200,7 +195,8 @@ class NonFiniteDetector:
 
     def _still_bad(self, slot: int, episode: _Episode, row: Row) -> list[Finding]:
         first = episode.first
-        episode.last_bad, episode.finite_steps = max(episode.last_bad, row.step), 0
+        if row.step > episode.last_bad:
+            episode.last_bad, episode.finite_steps = row.step, 0
         place, known = (row.step, row.microbatch), (first.step, first.microbatch)
         proves = self._proves(slot, row) and not row.overflow
         earlier = (

@@ -25,6 +25,7 @@ class Row:
     step: int
     microbatch: int
     rank: int
+    world_size: int | None
     loss: float | None
     norm: float | None
     count: int | None
@@ -51,10 +52,12 @@ class Row:
 
 
 def is_bad(value: float | None) -> bool:
+    """A number that is there and is NaN or infinite; an absent one is neither good nor bad."""
     return value is not None and not math.isfinite(value)
 
 
 def blank_series() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
+    """The state of a new series: what its newest finite step showed, its ranks, and the skips of its loss scaler."""
     blank = np.zeros(
         (),
         dtype=[
@@ -124,6 +127,8 @@ def note_row(state: Array, slot: int, row: Row) -> None:
     one = state[slot : slot + 1]
     one["rank_low"] = min(int(one["rank_low"][0]), row.rank)
     one["rank_high"] = max(int(one["rank_high"][0]), row.rank)
+    if row.world_size is not None:
+        one["world"] = max(int(one["world"][0]), row.world_size)
     one["seen"] = max(float(one["seen"][0]), row.time)
     if row.scale is not None:
         one["scale_top"] = np.fmax(one["scale_top"], row.scale)
@@ -135,28 +140,32 @@ def note_row(state: Array, slot: int, row: Row) -> None:
             one["norm"] = row.norm
 
 
-def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns) -> Array:
-    """The first of the rows that say the same: step, microbatch, whether bad, skipped and from before a reduction."""
-    scopes = frame.strings("scope")
-    parameters = frame.batch.column("first_nonfinite").is_valid()
-    skipped, skipped_valid = columns["skipped"]
+def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns, onset_step: int | None) -> Array:
+    """Those of one job's ``rows`` that can change anything, in order.
+
+    Kept are every bad row up to the step where the trouble begins (``onset_step``, or that of the first bad row),
+    every row that widens the range of ranks, and of rows that say the same of a later step the first.
+    """
+    step, rank, (skipped, skipped_valid) = columns["step"][0][rows], columns["rank"][0][rows], columns["skipped"]
+    is_bad_row = bad[rows]
+    if onset_step is None:
+        begins = is_bad_row & ~(skipped_valid & skipped.astype(bool))[rows]
+        onset_step = int(step[np.argmax(begins)]) if begins.any() else -STEP_LIMIT - 1
+    lower = rank < np.r_[np.inf, np.minimum.accumulate(rank)[:-1]]
+    higher = rank > np.r_[-np.inf, np.maximum.accumulate(rank)[:-1]]
+    told = columns["loss"][1] | columns["grad_norm"][1] | columns["nonfinite"][1]
+    loss_bad = columns["loss"][1] & ~np.isfinite(columns["loss"][0])
     what = np.array(
-        [
-            columns["step"][0][rows],
-            columns["microbatch"][0][rows],
-            bad[rows],
-            np.array([scopes[at] in PRE_REDUCTION for at in rows.tolist()]),
-            np.asarray(parameters)[rows],
-            np.where(skipped_valid, skipped, 2)[rows],
-            columns["loss"][1][rows] & ~np.isfinite(columns["loss"][0][rows]),
-        ],
-        dtype=np.int64,
+        [step, is_bad_row, np.where(skipped_valid, skipped, 2)[rows], told[rows], loss_bad[rows]], dtype=np.int64
     )
-    _values, first = np.unique(what, axis=1, return_index=True)
-    return rows[np.sort(first)]
+    first = np.zeros(len(rows), dtype=bool)
+    first[np.unique(what, axis=1, return_index=True)[1]] = True
+    kept: Array = first | lower | higher | (is_bad_row & (step <= onset_step))
+    return np.asarray(rows[kept])
 
 
 def rows_of(frame: Frame, at: Array, columns: Columns) -> Iterable[Row]:
+    """The rows ``at`` as objects: only for the few that matter to a sick job."""
     texts = {name: frame.batch.column(name) for name in ("scope", "first_nonfinite", "node", "uuid")}
 
     def value(name: str, row: int) -> float | None:
@@ -171,6 +180,7 @@ def rows_of(frame: Frame, at: Array, columns: Columns) -> Iterable[Row]:
             int(columns["step"][0][row]),
             -1 if microbatch is None else int(microbatch),
             int(columns["rank"][0][row]),
+            None if (world := value("world_size", row)) is None else int(world),
             value("loss", row),
             value("grad_norm", row),
             None if count is None else int(count),

@@ -14,7 +14,7 @@ import numpy as np
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.ranks import RankSteps
-from detectors.windows import STEP_LIMIT, SeriesTable, steps
+from detectors.windows import STEP_LIMIT, SeriesTable, steps, texts
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
 from telemetry_bus.schemas import EventKind, FindingState, Severity
@@ -84,7 +84,9 @@ class StallDetector:
             return ()
         if frame.schema_id == "event/1":
             return self._events(frame)
-        slots, new = self.series.slots(frame)
+        return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
+
+    def _piece(self, frame: Frame, slots: Array, new: list[int]) -> list[Finding]:
         seconds, step = frame.times(), steps(frame)
         said: list[tuple[int, Finding]] = []
         for slot in new:
@@ -93,12 +95,14 @@ class StallDetector:
         at = np.flatnonzero(slots >= 0)
         self.ranks.note(slots[at], frame.numbers("rank")[0][at], step[at])
         np.maximum.at(self.series.state["seen"], slots[at], seconds[at])
-        phases = frame.strings("phase") if frame.batch.column("phase").null_count < frame.rows else None
-        for part in _segments(slots, at):
+        names, codes = texts(frame, "phase")
+        pausing = np.array([name in PAUSE_PHASES for name in names])[codes]
+        for part in self._parts(slots, at, pausing):
             moved = self._moved(slots[part], step[part], seconds[part])
             said.extend(self._move(slots, step, seconds, part[moved]))
-            if phases is not None:
-                self._note_phases(slots, phases, part)
+            if pausing.any() or self.series.state["paused"][slots[part]].any():
+                told = part[np.array([bool(names[code]) for code in codes[part]])]
+                self.series.state["paused"][slots[told]] = pausing[told]
         return [finding for _row, finding in sorted(said, key=lambda item: item[0])]
 
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
@@ -175,11 +179,13 @@ class StallDetector:
         state["step"][slots[last]], state["moved"][slots[last]] = step[last], seconds[last]
         state["paused"][slots[last]] = False
 
-    def _note_phases(self, slots: Array, phases: list[str | None], part: Array) -> None:
-        for row in part.tolist():
-            phase = phases[row]
-            if phase is not None:
-                self.series.state["paused"][slots[row]] = phase in PAUSE_PHASES
+    def _parts(self, slots: Array, at: Array, pausing: Array) -> Iterator[Array]:
+        """The rows in parts that can be taken at once; where a pause begins or ends, row by row."""
+        for part in _segments(slots, at):
+            if pausing[part].any() or self.series.state["paused"][slots[part]].any():
+                yield from np.split(part, len(part))
+            else:
+                yield part
 
     def _events(self, frame: Frame) -> list[Finding]:
         found: list[Finding] = []

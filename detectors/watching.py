@@ -28,7 +28,7 @@ def firing(
     **place: Any,
 ) -> Finding:
     """A finding that begins trouble with the things of ``group``."""
-    about = (kind.value, *group.names, group.since, "firing")
+    about = (kind.value, severity.value, *group.names, group.since, "firing")
     said = {"count": len(group.names), "names": list(group.names[:NAMES_SAID]), **evidence}
     return Finding(
         id=finding_id(*about),
@@ -47,7 +47,7 @@ def firing(
 
 def resolved(kind: FindingKind, severity: Severity, group: Group, now: float, title: str, **place: Any) -> Finding:
     """The end of that trouble."""
-    about = (kind.value, *group.names, group.since, "resolved")
+    about = (kind.value, severity.value, *group.names, group.since, "resolved")
     return Finding(
         id=finding_id(*about),
         time=now,
