@@ -95,6 +95,7 @@ async def detecting_role(wiring: "Wiring") -> None:
     service = DetectorService(wiring.bus, detectors, wiring.clock, letters, wiring.source("detect"))
     wiring.gauges.add(lambda: detector_metrics(service.stats, letters))
     wiring.tasks.create_task(service.run(), name="detect")
+    wiring.awaited.append(service.caught_up)
     wiring.tasks.create_task(tick_for_ever(wiring.bus, wiring.clock, wiring.source("ticks")), name="ticks")
 
 

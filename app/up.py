@@ -6,6 +6,7 @@ and SIGINT end the process in order; SIGKILL loses nothing that was durable.
 
 import asyncio
 import contextlib
+import logging
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ from telemetry_bus.runtime.clock import Clock, SystemClock
 
 ROLES = ("alert", "detect", "serve", "collect")
 """In this order: whoever reads is there before whoever writes."""
+READY_SECONDS_MAX = 20.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,6 +40,8 @@ class Wiring:
     tasks: asyncio.TaskGroup
     gauges: Gauges = field(default_factory=Gauges)
     incidents_changed: asyncio.Event = field(default_factory=asyncio.Event)
+    awaited: list[asyncio.Event] = field(default_factory=list)
+    """What must have happened before the process calls itself ready."""
     said: dict[str, Any] = field(default_factory=dict)
     """What the ready line says: where the page is, where jobs deliver."""
 
@@ -55,6 +61,7 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
         wiring = Wiring(settings, bus, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
             await _START[role](wiring)
+        await _ready(wiring)
         _announce(wiring, sorted(roles), as_json=as_json)
         return await stopped
 
@@ -119,6 +126,16 @@ def _on_signals(stopped: asyncio.Future[int]) -> None:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop, 0)
     loop.add_signal_handler(signal.SIGINT, stop, 130)
+
+
+async def _ready(wiring: Wiring) -> None:
+    """Wait until the roles have caught up; a bus that is away does not keep the process from being there."""
+    try:
+        async with asyncio.timeout(READY_SECONDS_MAX):
+            for event in wiring.awaited:
+                await event.wait()
+    except TimeoutError:
+        _log.warning("still catching up with the bus after %.0f s", READY_SECONDS_MAX)
 
 
 def _announce(wiring: Wiring, roles: Sequence[str], *, as_json: bool) -> None:

@@ -19,7 +19,7 @@ import faust
 from faust.app.base import BootStrategy
 
 from detectors.detector import Detector, ReaderHealth, reader_health
-from telemetry_bus.bus import AtOffset, AtTime, Bus, Record, Start
+from telemetry_bus.bus import AtOffset, AtTime, Bus, Record, Start, Subscription
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.errors import BusUnavailable
 from telemetry_bus.findings import Finding, findings_frame
@@ -96,6 +96,8 @@ class DetectorService:
         self._watching_since: float | None = None
         self._last_tick: float | None = None
         self.intake = Intake()
+        self.caught_up = asyncio.Event()
+        """Set once the detectors have read everything that was there when they started."""
         self.stats = AgentStats(
             findings={d.name: 0 for d in self._detectors}, errors={d.name: 0 for d in self._detectors}
         )
@@ -161,14 +163,20 @@ class DetectorService:
         while True:
             try:
                 async with self._bus.subscribe(self.topics, start) as subscription:
+                    await self._say_when_caught_up(subscription)
                     async for records in subscription:
                         for record in records:
                             await self._feed(record, live=record.offset >= committed.get(record.topic, 0))
                             following[record.topic] = record.offset + 1
+                        await self._say_when_caught_up(subscription)
             except BusUnavailable as error:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
                 start = {t: AtOffset(following[t]) if t in following else start_of(start, t) for t in self.topics}
+
+    async def _say_when_caught_up(self, subscription: Subscription) -> None:
+        if not self.caught_up.is_set() and await subscription.caught_up():
+            self.caught_up.set()
 
     async def _when_there(self, call: Any) -> Any:
         while True:

@@ -80,6 +80,7 @@ def main() -> None:
     sys.stdin.readline()
     asyncio.run(run_all(options.events, options.seconds, options.seed, scraped))
     print(json.dumps({"done": True}), flush=True)
+    sys.stdin.readline()  # a scraper still looks: stay until the process is told to end
 
 
 if __name__ == "__main__":

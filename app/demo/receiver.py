@@ -22,6 +22,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     webhook: Webhook
     seen: set[str]
+    answer_seconds: float
 
     def do_POST(self) -> None:
         """Take a delivery: 204, or 401 if its signature does not fit."""
@@ -41,8 +42,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         repeated = delivery in self.seen
         self.seen.add(delivery)
-        self._say({**arrived, "id": delivery, "verified": True, "repeated": repeated, "body": json.loads(body)})
+        time.sleep(self.answer_seconds)
         self._answer(204)
+        answered = {"answered_ns": time.monotonic_ns(), "id": delivery, "verified": True, "repeated": repeated}
+        self._say({**arrived, **answered, "body": json.loads(body)})
 
     def _answer(self, status: int) -> None:
         self.send_response(status)
@@ -61,9 +64,10 @@ def main() -> None:
     """Listen until the process is told to end."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="loopback port; 0 takes a free one")
+    parser.add_argument("--answer-seconds", type=float, default=0.0, help="how long it thinks before it answers")
     options = parser.parse_args()
     secret = sys.stdin.readline().strip()
-    Handler.webhook, Handler.seen = Webhook(secret), set()
+    Handler.webhook, Handler.seen, Handler.answer_seconds = Webhook(secret), set(), options.answer_seconds
     server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
     sys.stdout.write(json.dumps({"listening": server.server_address[1]}) + "\n")
     sys.stdout.flush()
