@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 30.0
 """A guard against a test that hangs; no test waits for it to pass."""
-KILLS = 100
+KILLS = 50
 
 
 async def read(subscription: Subscription, count: int) -> list[Record]:
