@@ -58,9 +58,10 @@ class Deliverer:
         self._retry_times: list[float] = []
         """A heap of the times at which the outbox has something to try again."""
         self._direct: dict[str, Delivery] = {}
-        """Deliveries that are sent although they are not recorded yet, oldest first."""
+        """Deliveries that were sent before they were recorded, until they are taken or dead; oldest first."""
         self._unmarked: dict[str, Mark] = {}
-        """What came of tries and is not written yet. Both are bounded by the findings that the service holds."""
+        """What came of tries and is not written yet: written together, many to a transaction. Both are bounded by the
+        findings that the service holds and by the tries that run at once."""
         self._measured_at = -math.inf
 
     async def run(self) -> None:
@@ -88,7 +89,7 @@ class Deliverer:
             if delivery.id not in self._direct and delivery.id not in self._unmarked:
                 self._stats.direct_total += 1
                 self._direct[delivery.id] = delivery
-        self._wake.set()
+        self._pump_direct()
 
     def wake(self) -> None:
         """Look at the outbox now."""
@@ -97,7 +98,7 @@ class Deliverer:
     async def _pump(self) -> float:
         """Start all that is due and return for how long to wait then."""
         now = self._clock.now()
-        self._pump_direct(now)
+        self._pump_direct()
         try:
             await self._write_marks()
             for name in self._receivers:
@@ -110,8 +111,8 @@ class Deliverer:
             heapq.heappop(self._retry_times)
         return min(POLL_SECONDS, self._retry_times[0] - now) if self._retry_times else POLL_SECONDS
 
-    def _pump_direct(self, now: float) -> None:
-        lanes = set()
+    def _pump_direct(self) -> None:
+        now, lanes = self._clock.now(), set()
         for delivery in list(self._direct.values()):
             if delivery.lane not in lanes and delivery.next_attempt_time <= now:
                 self._start(delivery)
@@ -138,16 +139,12 @@ class Deliverer:
         return True
 
     async def _try(self, delivery: Delivery) -> None:
-        try:
-            self._note(delivery, await self._send(delivery))
-            await self._write_marks()
-        except StoreUnavailable as error:
-            self._stats.store_failures_total += 1
-            _log.warning("%s", error)
-        finally:
-            self._finished.add(delivery.id)
-            self._busy[delivery.receiver].discard(delivery.incident_id)
-            self._wake.set()
+        mark = await self._send(delivery)
+        self._note(delivery, mark)
+        self._finished.add(delivery.id)
+        self._busy[delivery.receiver].discard(delivery.incident_id)
+        self._pump_direct()
+        self._wake.set()
 
     def _note(self, delivery: Delivery, mark: Mark) -> None:
         self._unmarked[delivery.id] = mark
@@ -200,7 +197,6 @@ class Deliverer:
         for identity in marks.keys() - absent:
             if self._unmarked.get(identity) is marks[identity]:
                 del self._unmarked[identity]
-                self._direct.pop(identity, None)
         self._on_change()
 
     async def _measure(self) -> None:

@@ -8,15 +8,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-import httpx
-
 from alerting.errors import BadSetting
+from alerting.http import HttpClient, NoAnswer
 from alerting.secret import Secret
 from alerting.stats import Stats
 
 BEAT_SECONDS = 30.0
 """Outside services expect a beat a minute; one may be lost."""
-TRY_SECONDS_MAX = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -43,26 +41,27 @@ class Heartbeat:
 
     async def run(self) -> None:
         """Beat until cancelled."""
-        async with await asyncio.to_thread(httpx.AsyncClient, timeout=TRY_SECONDS_MAX) as client:
+        async with HttpClient(self._url.reveal()) as client:
             while True:
                 await self._beat(client)
                 await asyncio.sleep(self._every_seconds)
 
-    async def _beat(self, client: httpx.AsyncClient) -> None:
+    async def _beat(self, client: HttpClient) -> None:
         why = await self._blindness()
         if why is not None:
             self._stats.heartbeats_withheld_total += 1
             _log.warning("no heartbeat: %s", why)
             return
         try:
-            async with asyncio.timeout(TRY_SECONDS_MAX), client.stream("GET", self._url.reveal()) as response:
-                is_taken = response.is_success
-        except (TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
-            self._stats.heartbeats_failed_total += 1
-            _log.warning("the heartbeat did not arrive: %s", type(error).__name__)
+            answer = await client.exchange("GET", None, {})
+        except NoAnswer as error:
+            self._failed(str(error))
             return
-        if is_taken:
+        if 200 <= answer.status < 300:
             self._stats.heartbeats_total += 1
         else:
-            self._stats.heartbeats_failed_total += 1
-            _log.warning("the heartbeat was answered with %d", response.status_code)
+            self._failed(f"it was answered with {answer.status}")
+
+    def _failed(self, why: str) -> None:
+        self._stats.heartbeats_failed_total += 1
+        _log.warning("the heartbeat did not arrive: %s", why)

@@ -1,5 +1,6 @@
 """What every receiver is: one way to tell somebody."""
 
+from types import TracebackType
 from typing import Protocol, Self
 
 from alerting.delivery import Delivery
@@ -23,7 +24,9 @@ class Receiver(Protocol):
         """Get ready to send; nothing is sent yet."""
         ...
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Give connections back."""
         ...
 

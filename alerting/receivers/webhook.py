@@ -1,10 +1,8 @@
 """The generic webhook: a signed JSON POST, as the Standard Webhooks specification says.
 
-A try never follows a redirect, reads a bounded piece of the answer, and ends within :data:`TRY_SECONDS_MAX`. Nothing of
-the URL but its host, and nothing of the secret, is ever shown.
+Nothing of the URL but its host, and nothing of the secret, is ever shown, not even where the other side repeats it.
 """
 
-import asyncio
 import base64
 import binascii
 import re
@@ -12,36 +10,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-import httpx
 from standardwebhooks import Webhook
 
 from alerting.delivery import Delivery
 from alerting.errors import BadSetting, DeliveryFailed, Outcome
+from alerting.http import Answer, HttpClient, NoAnswer
 from alerting.incident import Tier
 from alerting.secret import Secret
 from telemetry_bus.runtime.clock import Clock
 
-CONNECT_SECONDS_MAX = 3.0
-"""A TCP and a TLS handshake across the world take under a second; one lost SYN is sent again after one."""
-SILENCE_SECONDS_MAX = 5.0
-"""How long a read or a write may stand still."""
-TRY_SECONDS_MAX = 10.0
-"""A whole try, so that a receiver that drips its answer byte by byte holds a place for ten seconds and no longer."""
-ANSWER_BYTES_MAX = 4096
-"""An answer is read for its error text only."""
 DETAIL_CHARACTERS_MAX = 200
-KEEP_ALIVE_SECONDS = 300.0
-"""Idle connections are kept as long as the other side keeps them, up to this: the next page saves the handshakes."""
-CONNECTIONS_MAX = 16
-"""Twice the tries that run at once against one receiver."""
 SECRET_BYTES_MIN, SECRET_BYTES_MAX = 24, 64
 """The bounds of the Standard Webhooks specification."""
 
 _NOT_NOW = frozenset({408, 425, 429})
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +89,10 @@ class WebhookReceiver:
         self._settings = settings
         self._clock = clock
         self._signer = Webhook(settings.secret.reveal())
-        parts = urlsplit(settings.url.reveal())
-        self._shown = f"{parts.scheme}://{parts.netloc}"
-        self._direct = parts.hostname in _LOOPBACK
-        self._client: httpx.AsyncClient | None = None
+        self._http = HttpClient(settings.url.reveal())
 
     def __repr__(self) -> str:
-        return f"WebhookReceiver({self.name!r}, {self._shown}/***)"
+        return f"WebhookReceiver({self.name!r}, {self._http.shown}/***)"
 
     @property
     def name(self) -> str:
@@ -122,69 +105,48 @@ class WebhookReceiver:
         return self._settings.tiers
 
     async def __aenter__(self) -> Self:
-        """Make the connection pool; reading the trusted certificates is work for a thread."""
-        if self._client is not None:
-            raise RuntimeError(f"receiver {self.name} is open already")
-        self._client = await asyncio.to_thread(self._make_client)
+        """Get ready to connect."""
+        await self._http.__aenter__()
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
-
-    def _make_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            timeout=httpx.Timeout(SILENCE_SECONDS_MAX, connect=CONNECT_SECONDS_MAX),
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS),
-            follow_redirects=False,
-            # A proxy of the environment is for the way out; this machine's own receivers are not behind it.
-            trust_env=not self._direct,
-            headers={"user-agent": "nantucket-alerting/1", "content-type": "application/json"},
-        )
+        await self._http.__aexit__(kind, error, trace)
 
     async def send(self, delivery: Delivery) -> int:
         """POST ``delivery`` once, signed for this moment."""
-        if self._client is None:
-            raise RuntimeError(f"receiver {self.name} is not open; use it inside 'async with'")
         try:
-            async with asyncio.timeout(TRY_SECONDS_MAX):
-                return await self._post(self._client, delivery)
-        except (TimeoutError, httpx.TimeoutException) as error:
-            detail = f"no answer from {self._shown} in time ({type(error).__name__})"
-            raise DeliveryFailed(self.name, Outcome.TIMEOUT, detail, retryable=True) from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            detail = f"no connection with {self._shown} ({self._masked(str(error)) or type(error).__name__})"
-            raise DeliveryFailed(self.name, Outcome.UNREACHABLE, detail, retryable=True) from error
-
-    async def _post(self, client: httpx.AsyncClient, delivery: Delivery) -> int:
-        url, body = self._settings.url.reveal(), delivery.body.encode()
-        async with client.stream("POST", url, content=body, headers=self._signed(delivery)) as response:
-            try:
-                answer = await _beginning(response)
-            except (httpx.HTTPError, httpx.StreamError):
-                answer = b""  # the status has been given; only the text of the answer is missing
-            if response.is_success:
-                return response.status_code
-            raise self._failure(response, answer)
+            answer = await self._http.exchange("POST", delivery.body.encode(), self._signed(delivery))
+        except NoAnswer as error:
+            raise DeliveryFailed(self.name, error.reason, self._masked(str(error)), retryable=True) from error
+        if 200 <= answer.status < 300:
+            return answer.status
+        raise self._failure(answer)
 
     def _signed(self, delivery: Delivery) -> dict[str, str]:
         when = datetime.fromtimestamp(self._clock.now(), UTC)
         return {
+            "content-type": "application/json",
             "webhook-id": delivery.id,
             "webhook-timestamp": str(int(when.timestamp())),
             "webhook-signature": self._signer.sign(delivery.id, when, delivery.body),
         }
 
-    def _failure(self, response: httpx.Response, answer: bytes) -> DeliveryFailed:
-        status = response.status_code
-        reason, retryable = _judge(status)
-        text = self._masked(answer.decode("utf-8", "replace")).strip()
+    def _failure(self, answer: Answer) -> DeliveryFailed:
+        reason, retryable = _judge(answer.status)
+        text = self._masked(answer.beginning.decode("utf-8", "replace")).strip()
         shown = "".join(letter if letter.isprintable() else " " for letter in text)[:DETAIL_CHARACTERS_MAX]
-        detail = f"{self._shown} answered {status}" + (f": {shown}" if shown else "")
-        asked = retry_after_seconds(response.headers, self._clock.now()) if retryable else None
-        return DeliveryFailed(self.name, reason, detail, retryable=retryable, status=status, retry_after_seconds=asked)
+        detail = f"{self._http.shown} answered {answer.status}" + (f": {shown}" if shown else "")
+        return DeliveryFailed(
+            self.name,
+            reason,
+            detail,
+            retryable=retryable,
+            status=answer.status,
+            retry_after_seconds=retry_after_seconds(answer.headers, self._clock.now()) if retryable else None,
+        )
 
     def _masked(self, text: str) -> str:
         """``text`` without the secret and the URL, which the other side may have echoed."""
@@ -201,16 +163,6 @@ class WebhookReceiver:
             if len(value) >= 6:  # shorter pieces of a path hide nothing and would mangle the text
                 text = text.replace(value, "***")
         return text
-
-
-async def _beginning(response: httpx.Response) -> bytes:
-    """At most :data:`ANSWER_BYTES_MAX` of the answer; a longer one costs its connection, not our memory."""
-    got = b""
-    async for piece in response.aiter_raw(ANSWER_BYTES_MAX):
-        got += piece
-        if len(got) >= ANSWER_BYTES_MAX:
-            break
-    return got[:ANSWER_BYTES_MAX]
 
 
 def _judge(status: int) -> tuple[Outcome, bool]:

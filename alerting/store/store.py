@@ -149,8 +149,10 @@ class Store(StoreReader):
         return await self._writing.call(action, work)
 
     async def position(self, topic: str) -> dict[int, int]:
-        """How far ``topic`` has been taken: the next offset of each partition."""
-        return await self._write("read its position", lambda connection: reads.position(connection, topic))
+        """How far ``topic`` has been taken: the next offset of each partition. It needs no more than reading."""
+        if not self._prepared:
+            await self._writing.call("be opened", self._prepare)
+        return await self._read("read its position", lambda connection: reads.position(connection, topic))
 
     async def record(self, found: Sequence[Finding], following: Mapping[int, int], topic: str, plan: Plan) -> Recorded:
         """Take findings, each once for ever: incidents, deliveries, ids and position in one durable transaction."""

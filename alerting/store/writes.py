@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from alerting.delivery import Delivery, DeliveryState, Mark
 from alerting.errors import Outcome
-from alerting.group import Change, Ending, Scene
+from alerting.group import Change, Ending, Scene, Turn
 from alerting.incident import Incident, Scope, Status
 from alerting.plan import Planned
 from alerting.store.tables import deliveries, endings, findings, incidents, meta, positions
@@ -38,6 +38,7 @@ class _Batch:
     scenes: dict[Scope, Scene] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     incidents: dict[str, Incident] = field(default_factory=dict)
+    opened: set[str] = field(default_factory=set)
     counts: dict[str, int] = field(default_factory=dict)
     endings: dict[tuple[str, str], Ending] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
@@ -81,6 +82,8 @@ def _add(connection: sa.Connection, batch: _Batch, finding: Finding, plan: Plan)
     batch.deliveries.extend(planned.deliveries)
     if change.incident is not None:
         batch.incidents[change.incident.id] = change.incident
+        if change.turn is Turn.FIRING:
+            batch.opened.add(change.incident.id)
     if change.incident_id is not None:
         batch.counts[change.incident_id] = batch.counts.get(change.incident_id, 0) + 1
     if change.ending is not None:
@@ -111,11 +114,11 @@ def _scene(connection: sa.Connection, scope: Scope) -> Scene:
 
 def _write(connection: sa.Connection, batch: _Batch) -> int:
     revision = next_revision(connection)
-    for incident in batch.incidents.values():
-        _upsert_incident(connection, incident, revision)
-    for identity, count in batch.counts.items():
-        values = {"findings": incidents.c.findings + count, "revision": revision}
-        connection.execute(incidents.update().where(incidents.c.id == identity).values(values))
+    if batch.opened:
+        rows = [_incident_row(batch, batch.incidents[identity], revision) for identity in batch.opened]
+        connection.execute(incidents.insert(), rows)
+    for identity in batch.counts.keys() - batch.opened:
+        _update_incident(connection, batch, identity, revision)
     for (scope, kind), ending in batch.endings.items():
         here = {"scope": scope, "kind": kind}
         _upsert(connection, endings, here, {"time": ending.time, "incident_id": ending.incident_id})
@@ -125,18 +128,29 @@ def _write(connection: sa.Connection, batch: _Batch) -> int:
     return revision
 
 
-def _upsert_incident(connection: sa.Connection, incident: Incident, revision: int) -> None:
-    fixed = {"scope": incident.scope.text(), "paging_kind": incident.paging_kind.value, "episode": incident.episode}
-    values = {
-        "status": incident.status.value,
-        "tier": incident.tier.value,
-        "revision": revision,
-        "document": dumps(incident.document()),
+def _incident_row(batch: _Batch, incident: Incident, revision: int) -> dict[str, Any]:
+    fixed = {
+        "id": incident.id,
+        "scope": incident.scope.text(),
+        "paging_kind": incident.paging_kind.value,
+        "episode": incident.episode,
+        "opened_time": incident.detected_time,
+        "findings": batch.counts[incident.id],
     }
-    changed = connection.execute(incidents.update().where(incidents.c.id == incident.id).values(values))
-    if changed.rowcount == 0:
-        began = {"id": incident.id, "opened_time": incident.detected_time, "findings": 0}
-        connection.execute(incidents.insert().values(**fixed, **values, **began))
+    return fixed | _changing(incident) | {"revision": revision}
+
+
+def _changing(incident: Incident) -> dict[str, Any]:
+    document = dumps(incident.document())
+    return {"status": incident.status.value, "tier": incident.tier.value, "document": document}
+
+
+def _update_incident(connection: sa.Connection, batch: _Batch, identity: str, revision: int) -> None:
+    values = {"findings": incidents.c.findings + batch.counts[identity], "revision": revision}
+    incident = batch.incidents.get(identity)
+    if incident is not None:  # else it is late evidence, which is only counted
+        values |= _changing(incident)
+    connection.execute(incidents.update().where(incidents.c.id == identity).values(values))
 
 
 def _upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from alerting import AlertOptions, AlertService, Backoff, IncidentReader, Presentation, Routing, Store, Tier
-from telemetry_bus import Bus
+from telemetry_bus import Bus, Severity
 from tests.alerting.scenes import CLOCK, T0, Sender, finding, resolved, settings, spike
 from tests.fakes.webhook_server import WebhookServer
 
@@ -89,8 +89,6 @@ async def test_a_spike_then_a_nan_then_their_end_are_one_incident_told_in_order(
 
 async def test_only_the_tiers_of_a_receiver_reach_it(bus: Bus, store: Store, hook: WebhookServer) -> None:
     """A warning is a ticket: it wakes nobody, it is recorded, and it reaches who takes tickets."""
-    from telemetry_bus import Severity
-
     with WebhookServer() as desk:
         receivers = [settings(hook, "ops").build(CLOCK), settings(desk, "desk", Tier.TICKET).build(CLOCK)]
         async with AlertService(bus, store, receivers, Routing(), CLOCK):

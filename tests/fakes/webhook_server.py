@@ -34,7 +34,7 @@ class Answer:
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
-    before: Callable[[str], None] | None = None
+    before: Callable[[str], object] | None = None
 
 
 class WebhookServer:
@@ -62,7 +62,13 @@ class WebhookServer:
             def log_message(self, *_args: object) -> None:
                 """Say nothing."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        class Listener(ThreadingHTTPServer):
+            request_queue_size = 128
+
+            def handle_error(self, *_args: object) -> None:
+                """A client that went away, or a test that slams the door, is no news."""
+
+        self._http = Listener(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -84,8 +90,12 @@ class WebhookServer:
     def __exit__(self, *_exc_info: object) -> None:
         """Stop."""
         self._http.shutdown()
-        self._http.server_close()
         self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._http.server_close()
 
     def _take(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers["content-length"]))
