@@ -199,6 +199,8 @@ class _Connection:
         self._limits = listener.limits
         self._offsets: deque[float] = deque(maxlen=OFFSETS_KEPT)
         self._said_unknown = False
+        self._unacknowledged = 0
+        self._settled = asyncio.Event()
 
     async def serve(self) -> None:
         """Serve until the other end closes, says something that ends the connection, or the listener closes."""
@@ -273,7 +275,10 @@ class _Connection:
             await self._writer.drain()
 
     async def _one_message(self, hello: Hello, size: int) -> bool:
-        """Read one message and hand it on; True after ``bye``. Whatever happens, its bytes are given back once."""
+        """Read one message and hand it on; True after ``bye``, once all before it is acknowledged.
+
+        Whatever happens, its bytes are given back once.
+        """
         handed_on = False
         try:
             try:
@@ -286,6 +291,9 @@ class _Connection:
             if body is None:
                 return False
             if body.get("type") == "bye":
+                while self._unacknowledged:
+                    self._settled.clear()
+                    await self._settled.wait()
                 return True
             message = self._rows(body)
             if message is not None:
@@ -322,6 +330,7 @@ class _Connection:
                 "%s of job %s sends columns that this collector does not know; they are left out", hello.sdk, hello.job
             )
         message = Message(hello, rows, size, lambda: max(self._offsets), [self])
+        self._unacknowledged += 1
         await self._listener.lanes[rows.stream].accept(message, self._listener.region, self._listener.node)
 
     async def _length(self) -> int:
@@ -334,6 +343,8 @@ class _Connection:
     def acknowledge(self, stream: Stream, seq: int) -> None:
         """Say that a message is durable, if the other end is still there."""
         self._send({"type": "ack", "stream": stream, "seq": seq})
+        self._unacknowledged -= 1
+        self._settled.set()
 
     def _send(self, body: dict[str, Any]) -> None:
         if self._writer.is_closing():

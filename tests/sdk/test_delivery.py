@@ -236,7 +236,7 @@ async def test_a_forked_child_reports_nothing_and_says_so_once(tmp_path: Path) -
 
 
 async def test_a_wrong_token_is_said_once_and_shown_nowhere(tmp_path: Path) -> None:
-    """A job with another job's token trains on; its log says what is wrong, and neither log nor repr shows the token."""
+    """A job with another job's token trains on; its log says what is wrong, and no log or repr shows the token."""
     token = CREDENTIALS.token("other")
     code = "run = nantucket.init('j')\nrun.log(step=1)\nprint(run, vars(run), vars(run._sender))\nrun.finish(0.3)\n"
     async with listener_at(tmp_path / "c.sock", Recorder(), credentials=CREDENTIALS):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 
 LOGGER = logging.getLogger("nantucket")
-KEYS_MAX = 64
-"""Different things that may be said in one process. The keys are fixed words of this package, far fewer; the bound is
-for the two kinds that carry a name (a metric's, a collector's answer), so that a log cannot be flooded by inventing
-names."""
+NAMES_MAX = 32
+"""Values that are named as unusable in one process: more names than that would flood the job's log."""
 
 
 class Voice:
@@ -16,16 +14,23 @@ class Voice:
 
     def __init__(self) -> None:
         self._said: set[str] = set()
+        self._names: set[str] = set()
 
     def once(self, key: str, message: str, *values: object, level: int = logging.WARNING) -> None:
         """Say ``message`` unless something was said under ``key`` before."""
-        if key in self._said or len(self._said) >= KEYS_MAX:
+        if key in self._said:
             return
         self._said.add(key)
         try:
             LOGGER.log(level, "nantucket: %s", message % values)
         except Exception:  # noqa: BLE001  a training job's logging set-up is not ours; a handler of it may raise anything
             return
+
+    def once_for(self, name: str, message: str, *values: object) -> None:
+        """Say ``message`` the first time for ``name``, for at most :data:`NAMES_MAX` names."""
+        if name not in self._names and len(self._names) < NAMES_MAX:
+            self._names.add(name)
+            self.once("name " + name, message, *values)
 
     def again(self, key: str) -> None:
         """Let ``key`` be said once more: what it told of is over."""

@@ -220,7 +220,7 @@ class Sender:
             rows = rows_of(*self.handoff.popleft())
             for problem in rows.problems:
                 self.counts["unusable"] += 1
-                self._voice.once("unusable " + problem.partition(":")[0], "run.log: %s (said once; counted)", problem)
+                self._voice.once_for(problem.partition(":")[0], "run.log: %s (said once; counted)", problem)
             if rows.train is not None:
                 self._put(self._streams["train"], rows.train, rows.critical)
             for row in rows.metrics:

@@ -89,8 +89,10 @@ def rows_of(now: float, step: object, values: Mapping[str, object]) -> Rows:
             converted, problem = _column(name, value)
             if problem is None:
                 train[name] = converted
+        elif len(metrics) >= METRICS_MAX:
+            problem = f"a call of run.log: expected at most {METRICS_MAX} metrics; the others were left out"
         else:
-            converted, problem = _metric(name, value, len(metrics))
+            converted, problem = _metric(name, value)
             if problem is None:
                 metrics.append({"time": now, "step": number, "name": name, "value": converted})
         if problem is not None:
@@ -129,11 +131,9 @@ def _text(name: str, value: object) -> tuple[str | None, str | None]:
     return value.encode("utf-8", "replace").decode("utf-8"), None
 
 
-def _metric(name: object, value: object, already: int) -> tuple[float | str | None, str | None]:
+def _metric(name: object, value: object) -> tuple[float | str | None, str | None]:
     if type(name) is not str or METRIC_NAME.fullmatch(name) is None:
         return None, f"a metric's name: expected 1 to 128 printable characters, found {_shown(name)}"
-    if already >= METRICS_MAX:
-        return None, f"{name}: a call has at most {METRICS_MAX} metrics; the rest was left out"
     number = _number(value)
     return number, None if number is not None else f"{name}: expected a number, found {_shown(value)}"
 
