@@ -13,7 +13,7 @@ from alerting.secret import Secret
 from alerting.service import AlertOptions, AlertService
 from alerting.store import Store, StoreReader
 from app.settings import Settings, SettingsError, secret_of
-from app.telemetry import alert_metrics, detector_metrics, listener_metrics
+from app.telemetry import alert_metrics, collector_metrics, detector_metrics, listener_metrics
 from collectors.agent import NodeAgent
 from collectors.credentials import JobCredentials
 from collectors.credentials import Secret as JobSecret
@@ -55,6 +55,7 @@ async def collecting_role(wiring: "Wiring") -> None:
         sources, publish, wiring.clock, node=settings.node, region=settings.region, hz=settings.collect.hz
     )
     await wiring.stack.enter_async_context(agent)
+    wiring.gauges.add(lambda: collector_metrics(agent))
 
 
 def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListener:

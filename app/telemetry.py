@@ -7,6 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from alerting.stats import Stats
+from collectors.agent import NodeAgent
 from collectors.training_lanes import Counters
 from detectors.agents import AgentStats
 from telemetry_bus.dead_letter import DeadLetters
@@ -83,6 +84,23 @@ def alert_metrics(stats: Stats) -> Iterable[Metric]:
         "delivery_oldest_seconds", "Age of the oldest delivery that nobody took yet.", stats.oldest_undelivered_seconds
     )
     yield _gauge("alert_lag_seconds", "From the bus to alerting, for the newest finding.", stats.lag_seconds)
+
+
+def collector_metrics(agent: NodeAgent) -> Iterable[Metric]:
+    """What the loop of a node counts."""
+    counters = agent.counters
+    yield _counter("collector_readings", "Readings of all sources.", counters.readings)
+    yield _counter("collector_ticks_missed", "Readings left out because one took too long.", counters.ticks_missed)
+    yield _counter("collector_rows", "Rows that are durable.", counters.rows_sent)
+    yield _counter("collector_rows_dropped", "Rows dropped by the queue's bound.", counters.rows_dropped)
+    yield _counter("collector_publish_retries", "Publishes that were tried again.", counters.publish_retries)
+    yield _gauge("collector_queue_frames", "Frames that wait for the bus.", agent.queue_depth)
+    failures = CounterMetricFamily(
+        "nantucket_collector_field_failures", "Fields that could not be read.", labels=["metric", "reason"]
+    )
+    for (metric, reason), number in counters.field_failures.items():
+        failures.add_metric([metric, reason.value], number)
+    yield failures
 
 
 def listener_metrics(counters: Counters) -> Iterable[Metric]:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nantucket
 import pytest
 
+import nantucket
 from alerting.reader import IncidentReader
 from alerting.store import StoreReader
 from app.processes import Talking, talking
@@ -50,7 +50,7 @@ async def running_up(config: Path) -> AsyncIterator[Talking]:
 
 
 async def one_round(config: Path, url: str, index: int, chance: random.Random) -> Round:
-    """Start ``up``, let a job report a bad step, and kill ``up`` within the window, or (one in four) at any time after."""
+    """Start ``up``, let a job report a bad step, and kill ``up`` within the window, or (one in four) at any time."""
     async with running_up(config) as up:
         job = f"kill-{index:02d}"
         run = nantucket.init(job=job, rank=0, world_size=1, url=url)
