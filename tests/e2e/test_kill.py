@@ -121,7 +121,7 @@ def write_config(folder: Path, port: int, secret: str) -> Path:
 
 def was_within(item: Round, page: dict[str, Any]) -> bool:
     """Whether the kill fell between run.log and the receiver's answer to the job's first page."""
-    return item.logged_ns <= item.killed_ns <= page["answered_ns"]
+    return bool(item.logged_ns <= item.killed_ns <= page["answered_ns"])
 
 
 def report(rounds: list[Round], pages: dict[str, dict[str, Any]]) -> None:
@@ -130,9 +130,8 @@ def report(rounds: list[Round], pages: dict[str, dict[str, Any]]) -> None:
         page = pages[item.job]
         after = (item.killed_ns - item.logged_ns) / 1e6
         place = "before the page" if item.killed_ns < page["monotonic_ns"] else "before the answer"
-        print(
-            f"{item.job}: killed {after:6.1f} ms after run.log, {place if was_within(item, page) else 'after the answer'}"
-        )
+        said = place if was_within(item, page) else "after the answer"
+        sys.stdout.write(f"{item.job}: killed {after:6.1f} ms after run.log, {said}\n")
 
 
 async def nothing_is_missing(folder: Path, jobs: list[str]) -> None:
