@@ -1,7 +1,7 @@
 """One function a role: it builds the role from the settings and opens it on the process's stack."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alerting.body import Presentation
 from alerting.errors import BadSetting
@@ -14,6 +14,7 @@ from alerting.service import AlertOptions, AlertService
 from alerting.store import Store, StoreReader
 from app.settings import Settings, SettingsError, secret_of
 from app.telemetry import alert_metrics, collector_metrics, detector_metrics, listener_metrics
+from app.wiring import Wiring
 from collectors.agent import NodeAgent
 from collectors.credentials import JobCredentials
 from collectors.credentials import Secret as JobSecret
@@ -29,13 +30,10 @@ from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.publisher import publish_frame, tick_for_ever
 from telemetry_bus.runtime.clock import Clock
 
-if TYPE_CHECKING:
-    from app.up import Wiring
-
 LOOPBACK = "127.0.0.1"
 
 
-async def collecting_role(wiring: "Wiring") -> None:
+async def collecting_role(wiring: Wiring) -> None:
     """A node's GPUs, and the listener for its training jobs."""
     settings = wiring.settings
 
@@ -89,7 +87,7 @@ def driver_here() -> bool:
     return any(Path(path).exists() for path in ("/proc/driver/nvidia/version", "/dev/nvidiactl"))
 
 
-async def detecting_role(wiring: "Wiring") -> None:
+async def detecting_role(wiring: Wiring) -> None:
     """The detectors, and the ticks of the bus's clock."""
     letters = DeadLetters(wiring.bus, wiring.clock, wiring.source("detect.dead"))
     detectors = [config.build() for config in default_detectors()]
@@ -100,7 +98,7 @@ async def detecting_role(wiring: "Wiring") -> None:
     wiring.tasks.create_task(tick_for_ever(wiring.bus, wiring.clock, wiring.source("ticks")), name="ticks")
 
 
-async def alerting_role(wiring: "Wiring") -> None:
+async def alerting_role(wiring: Wiring) -> None:
     """Findings to incidents to deliveries."""
     settings = wiring.settings
     settings.store_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -143,7 +141,7 @@ def receivers_of(settings: Settings, clock: Clock) -> list[Receiver]:
         raise SettingsError(str(error)) from error
 
 
-async def serving_role(wiring: "Wiring") -> None:
+async def serving_role(wiring: Wiring) -> None:
     """The page, the API and the metrics."""
     settings = wiring.settings
     reader = await wiring.stack.enter_async_context(StoreReader(settings.store_path))

@@ -9,45 +9,21 @@ import contextlib
 import logging
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from app.output import console, print_json
 from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
 from app.settings import Settings
-from app.telemetry import Gauges
+from app.wiring import Wiring, owned_tasks
 from collectors.errors import CollectorError
 from collectors.once import collect_once
 from telemetry_bus import open_bus
-from telemetry_bus.bus import Bus
-from telemetry_bus.runtime.clock import Clock, SystemClock
+from telemetry_bus.runtime.clock import SystemClock
 
 ROLES = ("alert", "detect", "serve", "collect")
 """In this order: whoever reads is there before whoever writes."""
 READY_SECONDS_MAX = 20.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Wiring:
-    """What the roles of one process share."""
-
-    settings: Settings
-    bus: Bus
-    clock: Clock
-    stack: contextlib.AsyncExitStack
-    tasks: asyncio.TaskGroup
-    gauges: Gauges = field(default_factory=Gauges)
-    incidents_changed: asyncio.Event = field(default_factory=asyncio.Event)
-    awaited: list[asyncio.Event] = field(default_factory=list)
-    """What must have happened before the process calls itself ready."""
-    said: dict[str, Any] = field(default_factory=dict)
-    """What the ready line says: where the page is, where jobs deliver."""
-
-    def source(self, part: str) -> str:
-        """The name under which a part of this process makes frames; each start has a boot id of its own."""
-        return f"{self.settings.node}/{part}"
 
 
 async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int:
@@ -57,7 +33,7 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
     _on_signals(stopped)
     async with contextlib.AsyncExitStack() as stack:
         bus = await stack.enter_async_context(open_bus(settings.bus_url, clock))
-        tasks = await stack.enter_async_context(_cancelled_at_exit())
+        tasks = await stack.enter_async_context(owned_tasks())
         wiring = Wiring(settings, bus, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
             await _START[role](wiring)
@@ -88,34 +64,6 @@ async def collect_once_command(settings: Settings, *, as_json: bool) -> int:
 
 
 _START = {"alert": alerting_role, "detect": detecting_role, "serve": serving_role, "collect": collecting_role}
-
-
-@contextlib.asynccontextmanager
-async def _cancelled_at_exit() -> Any:
-    """A task group whose tasks are cancelled when the block ends; a task that fails ends the block."""
-    async with asyncio.TaskGroup() as group:
-        owned = _Owned(group)
-        try:
-            yield owned
-        finally:
-            owned.cancel()
-
-
-class _Owned:
-    """Starts tasks in a group and knows them."""
-
-    def __init__(self, group: asyncio.TaskGroup) -> None:
-        self._group = group
-        self._tasks: list[asyncio.Task[Any]] = []
-
-    def create_task(self, work: Any, *, name: str | None = None) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = self._group.create_task(work, name=name)
-        self._tasks.append(task)
-        return task
-
-    def cancel(self) -> None:
-        for task in self._tasks:
-            task.cancel()
 
 
 def _on_signals(stopped: asyncio.Future[int]) -> None:

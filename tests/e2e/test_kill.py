@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
