@@ -77,7 +77,7 @@ class Intake:
             return Taken(record, _with_times(frame, times))
         worst = ahead[~kept][np.argmax(np.abs(ahead[~kept]))]
         message = (
-            f"{int((~kept).sum())} of {frame.rows} rows are out of their window after the clock's offset was taken off: "
+            f"{int((~kept).sum())} of {frame.rows} rows are out of their window once the clock's offset is taken off: "
             f"the worst is {worst:+.1f} s from the bus's clock, "
             f"allowed are -{LATE_SECONDS_MAX:.0f} s to +{FUTURE_SECONDS_MAX:.0f} s"
         )

@@ -24,7 +24,7 @@ async def publish_frame(bus: Bus, topic: Topic, frame: Frame) -> None:
 
 
 async def publish_until_durable(bus: Bus, topic: Topic, frame: Frame, clock: Clock) -> None:
-    """Publish, again and again while the bus is away, stamped anew each time. It ends only with success or cancellation."""
+    """Publish, again and again while the bus is away, stamped anew each time. Only success or cancellation ends it."""
     wait = RETRY_FIRST_SECONDS
     while True:
         try:
@@ -32,13 +32,13 @@ async def publish_until_durable(bus: Bus, topic: Topic, frame: Frame, clock: Clo
             return
         except BusUnavailable as error:
             _log.warning("publishing to %s waits %.2f s: %s", topic, wait, error)
-        await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  jitter, not a secret
+        await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # jitter: many publishers do not come back at once
         wait = min(wait * 2, RETRY_MAX_SECONDS)
         frame = frame.sent_at(clock.now())
 
 
 async def tick_for_ever(bus: Bus, clock: Clock, source: str) -> None:
-    """Publish the bus's clock once a second, on a grid that does not drift. A tick that cannot be published is skipped."""
+    """Publish the bus's clock once a second, on a grid that does not drift. One that cannot be published is left out."""
     maker = FrameMaker(source)
     due = clock.monotonic()
     while True:

@@ -167,8 +167,8 @@ FINDING = _schema(
     ("simulated", pa.bool_()),
     required=frozenset({"time", "id", "detector", "kind", "state", "severity", "title", "simulated"}),
 )
-"""``finding/1``: one row is one thing that a detector says. ``time`` is event time. ``id`` is made from what the finding
-is about: a detector that reads the log again says it under the same id. ``evidence`` is a JSON object,
+"""``finding/1``: one row is one thing that a detector says. ``time`` is event time. ``id`` is made from what the
+finding is about: a detector that reads the log again says it under the same id. ``evidence`` is a JSON object,
 ``causes`` a JSON list of ``{"cause", "confidence", "evidence"}``."""
 
 VERDICT = _schema(
