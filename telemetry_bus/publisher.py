@@ -38,7 +38,7 @@ async def publish_until_durable(bus: Bus, topic: Topic, frame: Frame, clock: Clo
 
 
 async def tick_for_ever(bus: Bus, clock: Clock, source: str) -> None:
-    """Publish the bus's clock once a second, on a grid that does not drift. One that cannot be published is left out."""
+    """Publish the bus's clock once a second, on a grid that does not drift. What cannot be sent is left out."""
     maker = FrameMaker(source)
     due = clock.monotonic()
     while True:
