@@ -285,6 +285,15 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        from app.failures import explain
+
+        known = explain(error)
+        if known is None:
+            raise
+        status, message = known
+        print(message, file=sys.stderr)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

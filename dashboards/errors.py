@@ -19,7 +19,7 @@ class TokenRequired(DashboardError):
     def __init__(self, host: str) -> None:
         super().__init__(
             f"refusing to listen on {host!r} without a token: expected a loopback address (127.0.0.1, ::1 or localhost), "
-            "or a configured token. Set NANTUCKET_TOKEN (or `token` in the configuration), or listen on 127.0.0.1."
+            "or a configured token. Set serve.token in the configuration (or NANTUCKET_SERVE__TOKEN), or listen on 127.0.0.1."
         )
         self.host = host
 

@@ -1,0 +1,32 @@
+"""From an exception that ends a command to its exit status and a sentence for whoever typed it."""
+
+from collections.abc import Iterator
+
+from alerting.errors import AlertingError, BadSetting, UnknownReceiver
+from app.bench.prometheus_peer import PeerMissing
+from app.processes import ProcessFailed
+from collectors.errors import CollectorError, UnknownSource
+from dashboards.errors import DashboardError, TokenRequired
+from telemetry_bus.errors import BusError, UnknownBus, UnsuitableFolder
+
+FAILED, MISUSED = 1, 2
+_MISUSE = (BadSetting, UnknownReceiver, UnknownSource, TokenRequired, UnknownBus, UnsuitableFolder)
+_KNOWN = (AlertingError, BusError, CollectorError, DashboardError, PeerMissing, ProcessFailed)
+
+
+def explain(error: BaseException) -> tuple[int, str] | None:
+    """Exit status and message where all that went wrong is an error of ours; ``None`` for a fault of the program."""
+    leaves = list(_leaves(error))
+    if not leaves or not all(isinstance(leaf, _KNOWN) for leaf in leaves):
+        return None
+    status = MISUSED if any(isinstance(leaf, _MISUSE) for leaf in leaves) else FAILED
+    return status, "\n".join(dict.fromkeys(str(leaf) for leaf in leaves))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions inside nested groups, which is what task groups make of one."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
