@@ -31,6 +31,8 @@ SCOPE_ORDER: dict[str, int] = {Scope.GLOBAL: 0, Scope.SHARD: 2, Scope.MICROBATCH
 """Which rows tell the loss of the job best."""
 _SCOPE_STRIDE = 1 << 40
 _NOBODY = 1 << 60
+BITS = 64
+"""Length of a history of rows."""
 _CALM, _WARNED, _PAGED = 0, 1, 2
 
 
@@ -53,6 +55,7 @@ class LossSpike:
     of_rows: int = 8
     warn_deviations: float = 8.0
     rise_deviations: float = 6.0
+    window_deviations: float = 4.0
     rise_rows: int = 5
     rise_of_rows: int = 12
     smallest_rise: float = 0.05
@@ -66,7 +69,7 @@ class LossSpike:
         for item in fields(self):
             if not getattr(self, item.name) > 0:
                 raise WrongSetting(NAME, item.name, getattr(self, item.name), "a number above zero")
-        if not self.page_rows <= self.of_rows <= 64 or not self.rise_rows <= self.rise_of_rows <= 64:
+        if not self.page_rows <= self.of_rows <= BITS or not self.rise_rows <= self.rise_of_rows <= BITS:
             raise WrongSetting(NAME, "of_rows", self.of_rows, "at most 64 and at least page_rows (the same for rise_*)")
         if not self.warm_up_rows <= self.window <= 4_096:
             raise WrongSetting(NAME, "window", self.window, "at least warm_up_rows and at most 4096")
@@ -150,8 +153,11 @@ class LossSpikeDetector:
     def _piece(self, frame: Frame, slots: Array, new: list[int]) -> list[Finding]:
         said = [(-1, finding) for slot in new for finding in self._superseded(slot, float(frame.times()[0]))]
         rows = self._rows(frame, slots)
-        for part in rounds(rows.slot) if len(rows.row) else ():
-            said.extend(self._round(rows.take(part)))
+        if len(rows.row) > 1 and (rows.slot == rows.slot[0]).all():
+            said.extend(self._one_job(rows))
+        else:
+            for part in rounds(rows.slot) if len(rows.row) else ():
+                said.extend(self._round(rows.take(part)))
         return [finding for _row, finding in sorted(said, key=lambda item: item[0])]
 
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
@@ -174,6 +180,20 @@ class LossSpikeDetector:
         lr = np.where(lr_valid & np.isfinite(lr), lr, np.nan)
         taken = loss[at]
         return _Rows(at, slots[at], priority[at], step[at], frame.times()[at], taken, log_like(taken), lr[at])
+
+    def _one_job(self, rows: _Rows) -> list[tuple[int, Finding]]:
+        """Judge many rows of one job: calm stretches at once, and whatever is not plain as a round of its own."""
+        said: list[tuple[int, Finding]] = []
+        at, slot = 0, int(rows.slot[0])
+        while at < len(rows.row):
+            calm = _calm_rows(self.series.state[slot], rows, at, self.config)
+            if calm:
+                _learn_calm(self.series.state[slot : slot + 1], rows, at, at + calm, self.config)
+                at += calm
+            else:
+                said.extend(self._round(rows.take(np.array([at]))))
+                at += 1
+        return said
 
     def _round(self, rows: _Rows) -> list[tuple[int, Finding]]:
         """Judge at most one row of each job."""
@@ -262,6 +282,51 @@ class LossSpikeDetector:
         return found
 
 
+def _calm_rows(series: np.void, rows: _Rows, at: int, config: LossSpike) -> int:
+    """How many rows from ``at`` on, up to the next refresh of the levels, are plain: from the reporter, forward, in
+    band.
+
+    Until that refresh the limits stand still, so that these rows can be judged and learnt at once; that gives exactly
+    what rounds of one row give.
+    """
+    count, grace = int(series["count"]), int(series["grace"])
+    room = min(config.refresh_rows - int(series["stale"]), BITS - 1)
+    if count < config.warm_up_rows:
+        room = min(room, config.warm_up_rows - count)
+    if grace:
+        room = min(room, grace - 1)  # the last row of a grace is judged by itself
+    if series["phase"] != _CALM or series["rows"] == 0 or room < 2:
+        return 0
+    part = slice(at, min(at + room, len(rows.row)))
+    step, lr = rows.step[part], rows.lr[part]
+    plain = (rows.priority[part] == series["reporter"]) & (step >= np.r_[series["step"], step[:-1]])
+    plain &= ~(lr > 2.0 * np.r_[series["lr"], lr[:-1]]) & (np.isnan(lr) == np.isnan(series["lr"]))
+    if count >= config.warm_up_rows:
+        plain &= ~(rows.x[part] > np.fmin(_limit(series, config), _rise_limit(series, config)))
+    return len(plain) if plain.all() else int(np.argmin(plain))
+
+
+def _learn_calm(now: Array, rows: _Rows, begin: int, end: int, config: LossSpike) -> None:
+    """Take the plain rows from ``begin`` to ``end``: what :func:`_note_restarts`, :func:`_advance` and :func:`_learn`
+    do to each."""
+    number = end - begin
+    now["grace"] = np.maximum(now["grace"] - number, 0)
+    lr = rows.lr[begin:end]
+    if not np.isnan(lr[-1]):
+        now["lr"] = lr[-1]
+        now["lr_top"] = np.fmax(now["lr_top"], np.fmax.reduce(lr))
+    now["step"], now["rows"] = rows.step[end - 1], now["rows"] + number
+    now["seen"] = np.maximum(now["seen"], rows.time[begin:end].max())
+    for name, size in (("high", config.of_rows), ("risen", config.rise_of_rows)):
+        now[name] = (now[name] << np.uint64(number)) & np.uint64((1 << size) - 1)
+    now["calm"], now["held"] = now["calm"] + number, 0
+    places = (int(now["at"][0]) + np.arange(number)) % config.window
+    now["ring"][0, places] = rows.x[begin:end]
+    now["last_good"], now["at"] = rows.loss[end - 1], (now["at"] + number) % config.window
+    now["count"], now["stale"] = np.minimum(now["count"] + number, config.window), now["stale"] + number
+    _refresh(now, np.zeros(1, dtype=np.intp), config)
+
+
 def _note_restarts(now: Array, rows: _Rows, config: LossSpike) -> None:
     """A learning rate that goes back up to where it was, or a step that goes back, makes limits wider for a while.
 
@@ -286,14 +351,24 @@ def _limit(series: Any, config: LossSpike) -> Any:
     )
 
 
+def _rise_limit(series: Any, config: LossSpike) -> Any:
+    """Above this a row counts towards a rise: far above the best level that the run has had (once one is known), or
+    above every row of the window and clearly above its centre.
+    """
+    wider = np.where(series["grace"] > 0, 2.0, 1.0)
+    floor = np.log1p(config.smallest_rise)
+    best = series["best"] + wider * np.maximum(config.rise_deviations * series["best_spread"], floor)
+    window = series["centre"] + wider * np.maximum(config.window_deviations * series["spread"], floor)
+    return np.fmin(best, np.maximum(window, series["top"]))
+
+
 def _judge(now: Array, rows: _Rows, config: LossSpike) -> tuple[Array, Array, Array]:
     """Which rows are high, which are high against the run's best level, and which are a warning on their own."""
     warm = now["count"] >= config.warm_up_rows
     wider = np.where(now["grace"] > 0, 2.0, 1.0)
     floor = np.log1p(config.smallest_rise)
     high = warm & (rows.x > _limit(now, config))
-    best_limit = now["best"] + wider * np.maximum(config.rise_deviations * now["best_spread"], floor)
-    risen = warm & (high | (rows.x > best_limit))  # a best level that is not known yet is NaN, and nothing is above it
+    risen = warm & (high | (rows.x > _rise_limit(now, config)))
     alone = np.maximum(config.warn_deviations * now["spread"], now["top"] - now["centre"] + 2.0 * now["spread"])
     extreme = high & (rows.x > now["centre"] + wider * np.maximum(alone, 2.0 * floor))
     return high, risen, extreme
@@ -339,6 +414,11 @@ def _learn(now: Array, rows: _Rows, high: Array, config: LossSpike) -> None:
     now["at"][at] = (now["at"][at] + 1) % config.window
     now["count"][at] = np.minimum(now["count"][at] + 1, config.window)
     now["stale"][at] += 1
+    _refresh(now, at, config)
+
+
+def _refresh(now: Array, at: Array, config: LossSpike) -> None:
+    """Measure the levels anew where enough good rows have come since the last time."""
     due = at[(now["stale"][at] >= config.refresh_rows) & (now["count"][at] >= config.refresh_rows)]
     if not len(due):
         return
