@@ -94,7 +94,7 @@ async def test_listening_to_the_world_needs_a_token(tmp_path: Path, host: str) -
     clock = SystemClock()
     async with open_bus(f"file://{tmp_path}", clock) as bus:
         app = make_app(bus, IncidentList(), clock)
-        with pytest.raises(TokenRequired, match="NANTUCKET_TOKEN"):
+        with pytest.raises(TokenRequired, match="NANTUCKET_SERVE__TOKEN"):
             async with serve(app, host):
                 pass
 
