@@ -7,7 +7,10 @@ from telemetry_bus.errors import (
     BusUnavailable,
     FrameError,
     FrameFault,
+    InaccessibleFolder,
+    InvalidPayload,
     UnknownBus,
+    UnreadableLog,
     UnsuitableFolder,
 )
 from telemetry_bus.findings import Cause, Finding, FindingKind, finding_id, findings_frame, findings_in
@@ -37,7 +40,9 @@ __all__ = [
     "FrameError",
     "FrameFault",
     "FrameMaker",
+    "InaccessibleFolder",
     "Intake",
+    "InvalidPayload",
     "Latest",
     "Record",
     "Refusal",
@@ -50,6 +55,7 @@ __all__ = [
     "Taken",
     "Topic",
     "UnknownBus",
+    "UnreadableLog",
     "UnsuitableFolder",
     "decode",
     "encode",
