@@ -80,6 +80,9 @@ class _NoBroker(BootStrategy):
 class _App(faust.App):
     BootStrategy = _NoBroker
 
+    def _create_directories(self) -> None:
+        """Make no folders for tables: there are none, and the working directory is not ours."""
+
 
 class DetectorService:
     """Runs ``detectors`` over ``bus`` until it is cancelled: ``await service.run()`` inside a task group."""
