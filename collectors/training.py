@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from collectors.credentials import JobCredentials
 from collectors.errors import Refused, SocketTaken, UnsafeListener, WireRefusal
-from collectors.training_lanes import HELD_BYTES_MAX, ByteBudget, Counters, Lane, Message, Publish
+from collectors.training_lanes import HELD_BYTES_MAX, ByteBudget, Counters, Lane, Message, Publish, warm_up
 from collectors.training_wire import (
     HEAD_BYTES_MAX,
     MESSAGE_BYTES_MAX,
@@ -122,6 +122,7 @@ class TrainingListener:
 
     async def __aenter__(self) -> Self:
         """Open the sockets and start. Raises ``SocketTaken``, or ``OSError`` for an address that cannot be had."""
+        await asyncio.to_thread(warm_up, self.clock.now())
         async with AsyncExitStack() as stack:
             # Bound before the task group, which would wrap what binding raises.
             unix = None if self.unix_path is None else await _bind_unix_owned(self.unix_path, self._unix_mode, stack)
@@ -199,6 +200,7 @@ class _Connection:
         self._limits = listener.limits
         self._offsets: deque[float] = deque(maxlen=OFFSETS_KEPT)
         self._said_unknown = False
+        self._said: set[Refused] = set()
         self._unacknowledged = 0
         self._settled = asyncio.Event()
 
@@ -214,9 +216,17 @@ class _Connection:
             pass  # the other end is gone; what it sent completely is on its way, and the rest it sends again
         finally:
             self._counters.connections_now -= 1
-            self._writer.close()
-            with suppress(OSError):
+            await self._close()
+
+    async def _close(self) -> None:
+        self._writer.close()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
                 await self._writer.wait_closed()
+        except TimeoutError:
+            self._writer.transport.abort()  # the other end does not read its answers
+        except OSError:
+            pass  # it hung up first
 
     async def _greeted(self) -> Hello | None:
         try:
@@ -295,7 +305,7 @@ class _Connection:
                     self._settled.clear()
                     await self._settled.wait()
                 return True
-            message = self._rows(body)
+            message = self._rows(hello, body)
             if message is not None:
                 handed_on = True
                 await self._accept(hello, message, size)
@@ -311,12 +321,14 @@ class _Connection:
             self._refuse(refusal, {})
             return None
 
-    def _rows(self, body: dict[str, Any]) -> RowsMessage | None:
+    def _rows(self, hello: Hello, body: dict[str, Any]) -> RowsMessage | None:
         try:
             if body.get("type") != "rows":
                 found = ascii(str(body.get("type"))[:40])
                 raise WireRefusal(Refused.NOT_A_MESSAGE, f"type: expected 'rows' or 'bye', found {found}")
-            return parse_rows(body)
+            rows = parse_rows(body)
+            self._listener.lanes[rows.stream].check(hello, rows)
+            return rows
         except WireRefusal as refusal:
             self._refuse(refusal, body)
             return None
@@ -355,7 +367,9 @@ class _Connection:
     def _refuse(self, refusal: WireRefusal, body: dict[str, Any]) -> None:
         """Refuse one message; the connection goes on."""
         self._counters.refused[refusal.reason] += 1
-        LOGGER.warning("an SDK's message is refused: %s", refusal)
+        if refusal.reason not in self._said:  # once for each connection and reason; the counter has them all
+            self._said.add(refusal.reason)
+            LOGGER.warning("an SDK's message is refused: %s", refusal)
         answer: dict[str, Any] = {"type": "refuse", "reason": refusal.reason, "message": str(refusal)}
         if isinstance(body.get("stream"), str) and type(body.get("seq")) is int:
             answer |= {"stream": body["stream"][:16], "seq": body["seq"]}

@@ -7,15 +7,16 @@ between.
 
 import asyncio
 import logging
+import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from collectors.errors import Refused
+from collectors.errors import Refused, WireRefusal
 from collectors.training_wire import STREAM_SCHEMAS, STREAM_TOPICS, Hello, RowsMessage, Stream
 from telemetry_bus.errors import BusUnavailable
-from telemetry_bus.frames import Frame, Run, batch_of
+from telemetry_bus.frames import Frame, Run, batch_of, encode
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.schemas import SCHEMAS
 from telemetry_bus.topics import Topic
@@ -28,12 +29,14 @@ under 16 MiB."""
 FRAME_TEXT_BYTES_MAX = 4 * 1024 * 1024
 """JSON bytes of the messages in one frame, which bounds the texts in their rows."""
 HELD_BYTES_MAX = 32 * 1024 * 1024
-"""JSON bytes that are held while the bus is slow or away; a parsed message takes some five times that. A rank has at
-most 1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections
+"""JSON bytes that are held while the bus is slow or away; parsed, a message takes three to five times that. A rank has
+at most 1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections
 wait."""
 STREAMS_MAX = 16_384
 """Streams (three for each SDK process) whose last number is remembered. What is forgotten and repeated is dropped at
 the reader's ledger."""
+SEQ_AHEAD_MAX = 1_024
+"""How far a stream's number may jump. It jumps by one for every message that was refused, and for nothing else."""
 RETRY_SECONDS_FIRST = 0.05
 RETRY_SECONDS_MAX = 1.0
 
@@ -117,10 +120,17 @@ class Lane:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def check(self, hello: Hello, rows: RowsMessage) -> None:
+        """Refuse a number too far ahead of the last one: the reader would count it as lost frames."""
+        last = self._last.get(_key(hello, self.stream))
+        if last is not None and rows.seq > last + SEQ_AHEAD_MAX:
+            expected = f"expected at most {last + SEQ_AHEAD_MAX} after {last}"
+            raise WireRefusal(Refused.BAD_SEQ, f"seq: {expected}, found {rows.seq}")
+
     async def accept(self, message: Message, region: str | None, node: str) -> None:
         """Take a message once: a repetition is acknowledged with the first one, or at once where that is durable."""
         _fill(message, region, node)
-        key = f"{message.hello.boot} {source_of(message)}"
+        key = _key(message.hello, self.stream)
         seq = message.rows.seq
         if (first := self._under_way.get((key, seq))) is not None:
             self._counters.duplicates += 1
@@ -158,7 +168,7 @@ class Lane:
             await self._publish_durably(messages)
             self._counters.frames[self.stream] += 1
             for message in messages:
-                key = f"{message.hello.boot} {source_of(message)}"
+                key = _key(message.hello, self.stream)
                 del self._under_way[(key, message.rows.seq)]
                 self._counters.messages[self.stream] += 1
                 self._counters.rows[self.stream] += len(message.rows.rows)
@@ -198,14 +208,24 @@ class Lane:
                 return
 
 
-def source_of(message: Message) -> str:
+def source_of(hello: Hello, stream: Stream) -> str:
     """The name under which the reader's ledger counts this stream of this SDK process."""
-    return f"{message.hello.job}/{message.hello.attempt}/{message.hello.rank}/{message.rows.stream}"
+    return f"{hello.job}/{hello.attempt}/{hello.rank}/{stream}"
+
+
+def _key(hello: Hello, stream: Stream) -> str:
+    return f"{hello.boot} {source_of(hello, stream)}"
 
 
 def _run_of(message: Message, now: float) -> Run:
     rows = message.rows
-    return Run(source_of(message), message.hello.boot, rows.seq, len(rows.rows), now + message.clock_offset())
+    return Run(
+        source_of(message.hello, rows.stream),
+        message.hello.boot,
+        rows.seq,
+        len(rows.rows),
+        now + message.clock_offset(),
+    )
 
 
 def _acknowledge(message: Message) -> None:
@@ -222,6 +242,15 @@ def _fill(message: Message, region: str | None, node: str) -> None:
     message.rows.rows[:] = [
         {**{name: shared[name] for name in known if name in shared}, **row} for row in message.rows.rows
     ]
+
+
+def warm_up(now: float) -> None:
+    """Make a frame of each schema once: Arrow's first one takes 50 ms, which must not fall on the first bad step."""
+    for schema_id in STREAM_SCHEMAS.values():
+        shared = {"time": [now], "job": ["j"], "attempt": ["a"], "rank": [0], "step": [0], "name": ["n"]}
+        shared |= {"kind": ["stack"], "simulated": [False]}
+        columns = {name: value for name, value in shared.items() if name in SCHEMAS[schema_id].names}
+        encode(Frame(schema_id, batch_of(schema_id, columns), (Run("warm-up", uuid.UUID(int=0), 0, 1, now),)))
 
 
 def columns_of(stream: Stream, messages: Sequence[Message]) -> dict[str, list[object]]:

@@ -9,7 +9,7 @@ import socket
 import stat
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +480,45 @@ async def test_closing_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
     assert (await client.answer())["type"] == "ack"
     assert len(recorder.rows(Topic.TRAIN)) == 1
     await client.close()
+
+
+async def test_a_number_far_ahead_is_refused(tmp_path: Path) -> None:
+    """One job's jump of numbers must not look like a million lost frames at the reader."""
+    async with listening(tmp_path, Recorder()) as listener:
+        client = await connected(listener)
+        for seq in (5, 5 + 1025, 6):
+            client.send(rows(seq))
+        found = [await client.answer() for _ in range(3)]
+        by_seq = {answer["seq"]: answer.get("message", answer["type"]) for answer in found}
+        assert by_seq == {5: "ack", 6: "ack", 1030: "seq: expected at most 1029 after 5, found 1030"}
+        await client.close()
+
+
+async def test_closing_does_not_wait_for_who_does_not_read(tmp_path: Path) -> None:
+    """A client that never reads its answers holds up nobody, not even the end."""
+    recorder = Recorder()
+    async with listening(tmp_path, recorder) as listener:
+        deaf = await connected(listener)
+        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads is a ReadTransport
+
+        async def send() -> None:
+            for seq in range(1_000_000):
+                deaf.send(b"{" + b" " * (seq % 7))
+                await deaf.writer.drain()
+
+        sending = asyncio.ensure_future(send())
+        before = -1
+        while (now := listener.counters.refused[Refused.NOT_JSON]) != before or now == 0:
+            before = now
+            await asyncio.sleep(0.2)
+        other = await connected(listener)
+        other.send(rows(0))
+        assert (await other.answer())["type"] == "ack"
+        await other.close()
+    sending.cancel()
+    with suppress(asyncio.CancelledError, OSError):
+        await sending
+    deaf.writer.transport.abort()
 
 
 async def test_a_fault_of_publishing_ends_the_listener_loudly(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The wire between SDK and collector, held by recorded bytes: the two are released apart and must go on understanding.
 
 ``recorded/client_v1.bin`` is what the first release of the SDK sends, ``recorded/server_v1.bin`` what the first
-release of the collector answers. They are never written again; a change that does not understand them needs a new version of the
-protocol.
+release of the collector answers. They are never written again; a change that does not understand them needs a new
+version of the protocol.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from nantucket._connection import default_url
 from nantucket._identity import identify
 from nantucket._say import Voice
 from nantucket._secret import Secret
-from nantucket._sender import Sender
+from nantucket._sender import COUNTED, Sender
 from nantucket._values import PLAIN_TYPES, plain
 from nantucket._version import __version__
 
@@ -95,9 +95,8 @@ class Run:
 
     def counts(self) -> dict[str, int]:
         """Rows made, acknowledged, dropped and refused; values that could not be used; calls not taken."""
-        counts = {} if self._sender is None else dict(self._sender.counts)
-        known = {name: counts.get(name, 0) for name in ("rows", "acknowledged", "refused", "unusable", "errors")}
-        return {**known, "dropped": self.dropped, "calls_not_taken": self._not_taken}
+        counts = dict.fromkeys(COUNTED, 0) if self._sender is None else dict(self._sender.counts)
+        return {**counts, "dropped": self.dropped, "calls_not_taken": self._not_taken}
 
     def finish(self, timeout_seconds: float = FINISH_SECONDS) -> None:
         """Deliver what waits, for at most ``timeout_seconds``, and end the run. A second call does nothing."""

@@ -32,6 +32,8 @@ class Voice:
             self._names.add(name)
             self.once("name " + name, message, *values)
 
-    def again(self, key: str) -> None:
-        """Let ``key`` be said once more: what it told of is over."""
+    def over(self, key: str) -> bool:
+        """What ``key`` told of is over: it may be said once more. Return whether it had been said."""
+        said = key in self._said
         self._said.discard(key)
+        return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import uuid
@@ -54,6 +55,7 @@ DROPPED_SECONDS = 1.0
 CONNECT_ALLOWANCE_SECONDS = 3.0
 """What an attempt to connect and shake hands may take beyond the deadline that was given to ``stop``."""
 STREAMS = ("event", "train", "metric")
+COUNTED = ("rows", "acknowledged", "refused", "unusable", "errors", "dropped")
 
 Call = tuple[float, object, Mapping[str, object]]
 
@@ -95,7 +97,8 @@ class Sender:
     def __init__(self, identity: Identity, url: Callable[[], str], token: Secret | None, voice: Voice) -> None:
         self.identity = identity
         self.boot = uuid.uuid4()
-        self.counts: Counter[str] = Counter()
+        # All keys from the start: the dictionary does not change its size while the training loop reads it.
+        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self.handoff: deque[Call] = deque()
         self._url = url
         self._token = token
@@ -309,8 +312,9 @@ class Sender:
     def _connected(self) -> None:
         """The collector takes rows: the next absence is a new one."""
         self._retry_seconds = RETRY_SECONDS_FIRST
-        for key in ("away", "status"):
-            self._voice.again(key)
+        if self._voice.over("away") | self._voice.over("status"):
+            self._voice.once("back", "the collector takes rows again", level=logging.INFO)
+            self._voice.over("back")
 
     def _still_away(self, address: Address, error: Exception) -> None:
         if _clock.monotonic() - self._away_since >= QUIET_SECONDS:
