@@ -7,6 +7,7 @@ import json
 import math
 import random
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ VERSIONS = ("3.9.18", "3.10.13", "3.12.1", "3.13.0")
 def listener_at(path: Path, recorder: Recorder, **options: Any) -> TrainingListener:
     """Return a listener on a socket."""
     return TrainingListener(recorder.publish, SystemClock(), node="n1", unix_path=path, **options)
+
+
+@pytest.fixture
+async def started() -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    """Return a list for the processes of a test, none of which outlives it."""
+    processes: list[asyncio.subprocess.Process] = []
+    yield processes
+    for process in processes:
+        if process.returncode is None:
+            await kill(process)
 
 
 FOUR_ANSWERS = """
@@ -79,10 +90,11 @@ print(run.dropped, run.counts()["rows"], run.counts()["acknowledged"])
 """
 
 
-async def start_collector(folder: Path) -> asyncio.subprocess.Process:
+async def start_collector(folder: Path, started: list[asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
     """Start the collector's process and wait until it listens."""
     program = ("-m", "tests.sdk.collector_process", str(folder / "c.sock"), str(folder / "bus"))
     process = await asyncio.create_subprocess_exec(sys.executable, *program, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+    started.append(process)
     assert process.stdout is not None
     assert await process.stdout.readline() == b"listening\n"
     return process
@@ -95,17 +107,20 @@ async def kill(process: asyncio.subprocess.Process) -> None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_collector_that_is_killed_again_and_again_costs_no_row(tmp_path: Path) -> None:
+async def test_a_collector_that_is_killed_again_and_again_costs_no_row(
+    tmp_path: Path, started: list[asyncio.subprocess.Process]
+) -> None:
     """A job logs 100 steps a second, its collector is killed and away for a second: no row is missing or doubled."""
     await asyncio.to_thread((tmp_path / "bus").mkdir)
-    collector = await start_collector(tmp_path)
+    collector = await start_collector(tmp_path, started)
     job = await start_job(KILLED, {"NANTUCKET_URL": f"unix://{tmp_path}/c.sock"})
+    started.append(job)
     chance = random.Random(7)
     for _ in range(5):
         await asyncio.sleep(chance.uniform(0.1, 0.8))
         await kill(collector)
         await asyncio.sleep(chance.uniform(0.0, 1.5))
-        collector = await start_collector(tmp_path)
+        collector = await start_collector(tmp_path, started)
     out, err = await job.communicate()
     await kill(collector)
     assert (job.returncode, err.decode()) == (0, "")
@@ -153,9 +168,12 @@ print(run.dropped)
 
 
 @pytest.mark.timeout(120)
-async def test_what_the_queues_bound_forces_out_is_counted_and_said_once(tmp_path: Path) -> None:
+async def test_what_the_queues_bound_forces_out_is_counted_and_said_once(
+    tmp_path: Path, started: list[asyncio.subprocess.Process]
+) -> None:
     """Without a collector the oldest rows go, but not the bad one; the count reaches the collector that comes back."""
     job = await start_job(OVERFLOW, {"NANTUCKET_URL": f"unix://{tmp_path}/c.sock", "GO": str(tmp_path / "go")})
+    started.append(job)
     assert job.stdout is not None
     assert await job.stdout.readline() == b"full\n"
     recorder = Recorder()
