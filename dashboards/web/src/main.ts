@@ -28,6 +28,7 @@ let scale = localStorage.getItem("curve-scale") ?? "linear";
 let span = localStorage.getItem("curve-span") ?? "all";
 /** The server's clock less this page's, so that a wrong clock on the wall makes no wrong durations. */
 let clockAhead = 0;
+let shownAt = 0;
 
 const stream = new Stream("/api/v1/stream", onEvent, refreshLink);
 
@@ -43,18 +44,27 @@ function onEvent(name: EventName, data: unknown): void {
     takeCurve(data as CurveEvent);
   } else if (name === "incidents") {
     incidents.take(data as IncidentsEvent);
+    moveTime();
     choose();
     showIncidents();
     showCurve();
   } else if (name === "health") {
     health = data as HealthEvent;
     clockAhead = health.time - Date.now() / 1000;
+    if (shownAt === 0) moveTime();
   }
   refresh();
 }
 
+/** The server's time as the page shows it: moved once a second, so that all durations and costs on it agree. */
 function now(): number {
-  return Date.now() / 1000 + clockAhead;
+  return shownAt;
+}
+
+/** Time goes on only as long as there is data: a page that is cut off must not go on counting. */
+function moveTime(): void {
+  const newest = (health?.time ?? 0) + STALE_AFTER;
+  shownAt = Math.min(Date.now() / 1000 + clockAhead, newest);
 }
 
 /** The job that is looked at: the one that somebody has chosen, else the one with the newest open page, else the first. */
@@ -222,6 +232,7 @@ addEventListener("keydown", (event) => {
   if (event.key === "t" && !event.ctrlKey && !event.metaKey && !event.altKey) switchTheme();
 });
 setInterval(() => {
+  moveTime();
   refresh();
   showIncidents();
 }, 1000);

@@ -68,11 +68,11 @@ export function showTiles(
 export function showLink(state: LinkState, silent: number | null, serverTime: number | null, stale: boolean): void {
   document.documentElement.dataset["link"] = stale ? "stale" : state.kind;
   say(byId("link-clock"), serverTime === null ? "--:--:--" : clock(serverTime));
-  const ago = silent === null ? "" : `, last data ${Math.floor(silent)} s ago`;
+  const ago = silent === null ? "" : ` · data ${Math.floor(silent)} s old`;
   const words = {
     connecting: `connecting${ago}`,
     live: stale ? `no data for ${Math.floor(silent ?? 0)} s` : "live",
-    waiting: `reconnecting in ${Math.max(0, Math.ceil(((state.kind === "waiting" ? state.until : 0) - performance.now()) / 1000))} s${ago}`,
+    waiting: `retry in ${Math.max(0, Math.ceil(((state.kind === "waiting" ? state.until : 0) - performance.now()) / 1000))} s${ago}`,
   };
   say(byId("link-state"), words[state.kind]);
 }

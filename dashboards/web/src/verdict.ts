@@ -29,7 +29,7 @@ export function verdict(known: Known): Verdict {
   const pages = open["page"] ?? 0;
   if (silent > STALE_AFTER) {
     const was = pages > 0 ? `${plural(pages, "page")} open when last seen` : "what is shown is old";
-    return { level: "unknown", headline: "NO CONNECTION", line: was };
+    return { level: "unknown", headline: "OFFLINE", line: was };
   }
   if (pages > 0) return { level: "page", headline: `${integer(pages)} ${pages === 1 ? "PAGE" : "PAGES"}`, line: known.newest ?? "" };
   if (health.bus !== "available") return { level: "ticket", headline: "BUS AWAY", line: "the telemetry bus cannot be read" };
