@@ -54,10 +54,10 @@ class LossSpike:
     page_rows: int = 3
     of_rows: int = 8
     warn_deviations: float = 8.0
-    rise_deviations: float = 6.0
+    rise_deviations: float = 5.5
     window_deviations: float = 4.0
     rise_rows: int = 5
-    rise_of_rows: int = 12
+    rise_of_rows: int = 16
     smallest_rise: float = 0.05
     calm_rows: int = 50
     warning_calm_rows: int = 10
@@ -398,7 +398,8 @@ def _advance(
         return []
     said = [(int(at), int(before[at]), int(after[at])) for at in changes]
     adopted = over & (now["calm"] < quiet)
-    now["count"][adopted], now["best"][adopted] = 0, np.nan
+    for name, blank in (("count", 0), ("at", 0), ("stale", 0), ("ring", np.nan), ("best", np.nan)):
+        now[name][adopted] = blank
     now["high"][over], now["risen"][over] = 0, 0
     return said
 

@@ -40,7 +40,7 @@ class Stall:
     pause_seconds (patience in a checkpoint or evaluation), warm_up_steps (steps before a job is watched).
     """
 
-    floor_seconds: float = 60.0
+    floor_seconds: float = 120.0
     mean_factor: float = 10.0
     pause_factor: float = 1.5
     pause_seconds: float = 1_800.0

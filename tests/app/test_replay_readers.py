@@ -14,6 +14,7 @@ from app.replay.readers import PROBLEMS_MAX
 
 
 def written(folder: Path, name: str, text: str | bytes) -> Path:
+    """A file with this content."""
     path = folder / name
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
@@ -44,7 +45,8 @@ def test_text_in_a_number_is_said_with_file_line_and_column_and_only_that_row_is
     assert run.rows == [0, 2]
     assert run.skipped_rows == 1
     assert run.problems == [
-        f"{tmp_path / 'r.csv'}: line 3, column loss: expected a number, nan, inf or -inf, found 'high'; the row is skipped"
+        f"{tmp_path / 'r.csv'}: line 3, column loss: "
+        "expected a number, nan, inf or -inf, found 'high'; the row is skipped"
     ]
 
 
@@ -176,10 +178,13 @@ def test_any_json_is_read_or_refused(
 
 
 def read_or_refused(path: Path) -> None:
+    """Read a file; a refusal names it, and a run that was read is whole."""
     try:
         run = read_run(path)
     except ReplayError as error:
-        assert str(path) in str(error)
+        message = str(error)
+        if str(path) not in message:
+            raise
         return
     assert len(run.rows) == len(run.columns["step"]) > 0
     assert all(isinstance(step, int) for step in run.columns["step"])

@@ -27,6 +27,7 @@ by_name = pytest.mark.parametrize("name", sorted(DETECTORS))
 
 
 def frame_of(schema: str, rows: Sequence[Row]) -> Frame:
+    """One frame; what a row lacks is absent in it."""
     names = [name for name in SCHEMAS[schema].names if any(name in row for row in rows)]
     columns = {name: [row.get(name) for row in rows] for name in names}
     return FrameMaker("test").make(schema, columns, rows[-1]["time"])
@@ -49,7 +50,7 @@ def train_rows(seed: int, count: int = 480) -> list[Row]:
         sick = chance.random() < (0.06 if at % 200 < 120 else 0.0)
         rows.append(
             {
-                "time": START + at + chance.choice([0.0, 0.0, 0.2]) + (150.0 if at >= count // 2 else 0.0),
+                "time": START + at + chance.choice([0.0, 0.0, 0.2]) + (400.0 if at >= count // 2 else 0.0),
                 "job": job,
                 "attempt": f"attempt-{attempt[job]}",
                 "rank": chance.choice([0, 0, 0, 0, 1, 2]),
@@ -117,6 +118,7 @@ def watch(detector: Detector, schema: str, rows: Sequence[Row], cut: int, seed: 
 
 
 def everything(detector: Detector, seed: int, cut: int) -> list[Finding]:
+    """What a detector says of the scene of its topic."""
     schema = "gpu/1" if Topic.GPU in detector.topics else "train/1"
     return watch(detector, schema, (gpu_rows if schema == "gpu/1" else train_rows)(seed), cut, seed)
 
@@ -240,20 +242,24 @@ def test_hostile_values_never_raise(name: str, data: st.DataObject) -> None:
 
 
 def probe(name: str, schema: str, rows: Callable[[Any], Iterator[Row]], value: Any) -> list[Finding]:
+    """What a fresh detector says of rows with this value."""
     detector = DETECTORS[name]().build()
     return [finding for row in rows(value) for finding in detector.observe(frame_of(schema, [row]))]
 
 
 def run_row(step: int, **values: Any) -> Row:
+    """One row of one job."""
     return {"time": START + step, "job": "j", "attempt": "a", "rank": 0, "step": step, **values}
 
 
 def norm_then_nan_loss(value: Any) -> Iterator[Row]:
+    """A gradient norm, then a loss that is NaN."""
     yield run_row(1, loss=2.0, grad_norm=value)
     yield run_row(2, loss=NAN)
 
 
 def level_then_two(value: Any) -> Iterator[Row]:
+    """Sixty rows of one loss, then ten of two."""
     yield from (run_row(step, loss=value, grad_norm=1.0) for step in range(60))
     yield from (run_row(step, loss=2.0, grad_norm=1.0) for step in range(60, 70))
 

@@ -1,0 +1,116 @@
+"""Stalls: silence that is longer than this run's own, found by ticks."""
+
+from typing import Any
+
+import pytest
+
+from detectors import ReaderHealth, Stall
+from telemetry_bus.schemas import FindingState
+from tests.detectors.rows import START, ended, fed, frame, row, ticks
+
+
+def running(last: int, ranks: int = 1, behind: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+    """A second a step; ranks in ``behind`` did not take the last one."""
+    return [
+        row(step, rank) for step in range(last + 1) for rank in range(ranks) if not (step == last and rank in behind)
+    ]
+
+
+def test_a_job_that_stops_is_found_once_and_resolved_when_a_step_comes() -> None:
+    """The finding names the last step, the silence, and the ranks that did not take it."""
+    detector = Stall().build()
+    fed(detector, running(20, ranks=8, behind=(3, 5)))
+    (found,) = ticks(detector, 21, 400)
+    assert found.title == "leviathan-7b: no step since step 20, 121 s ago"
+    assert (found.onset_step, found.onset_time) == (20, START + 20)
+    assert (found.evidence["first_ranks_behind"], found.evidence["ranks_behind"], found.evidence["lowest_step"]) == (
+        [3, 5],
+        2,
+        19,
+    )
+    (over,) = fed(detector, [row(21, second=400)])
+    assert over.state is FindingState.RESOLVED
+
+
+def test_a_job_that_has_taken_hardly_a_step_is_not_watched_yet() -> None:
+    """What is usual for it is not known: compiling the first step may take half an hour."""
+    detector = Stall(warm_up_steps=5).build()
+    fed(detector, running(3))
+    assert ticks(detector, 4, 900) == []
+
+
+def test_a_slow_run_is_given_its_own_time() -> None:
+    """Ten times the mean interval is the limit where that is more than the floor."""
+    detector = Stall().build()
+    fed(detector, [row(step, second=60 * step) for step in range(20)])
+    found = ticks(detector, 60 * 19, 60 * 19 + 700)
+    assert [round(item.evidence["silence_seconds"]) for item in found] == [601]
+
+
+def test_a_pause_that_has_come_twice_is_usual() -> None:
+    """A run that evaluates for five minutes every now and then is not paged for the third time."""
+    detector = Stall().build()
+    second, said = 0.0, []
+    for step in range(90):
+        second += 300 if step in (30, 50, 70) else 1
+        said.extend(ticks(detector, second - 300, second - 1) if step in (30, 50, 70) else [])
+        fed(detector, [row(step, second=second)])
+    assert [item.onset_step for item in said] == [29, 49]
+
+
+@pytest.mark.parametrize("how", ["phase", "event"])
+def test_a_checkpoint_has_its_own_patience(how: str) -> None:
+    """A job that says that it saves is well for half an hour, and no longer."""
+    detector = Stall().build()
+    rows = running(20)
+    if how == "phase":
+        rows[-1]["phase"] = "checkpoint"
+    fed(detector, rows)
+    if how == "event":
+        event = {
+            "time": START + 20,
+            "kind": "checkpoint_begin",
+            "job": "leviathan-7b",
+            "attempt": "1",
+            "simulated": False,
+        }
+        detector.observe(frame([event], "event/1"))
+    assert ticks(detector, 21, 1_800) == []
+    assert len(ticks(detector, 1_801, 1_900)) == 1
+
+
+def test_a_job_that_has_ended_is_not_watched() -> None:
+    """Its end is told by an event, and silence afterwards is its right."""
+    detector = Stall().build()
+    fed(detector, running(20))
+    detector.observe(ended(second=21))
+    assert ticks(detector, 21, 900) == []
+
+
+def test_a_new_attempt_ends_the_stall_of_the_one_before() -> None:
+    """The restart is the answer to the stall."""
+    detector = Stall().build()
+    fed(detector, running(20))
+    assert len(ticks(detector, 21, 300)) == 1
+    (over,) = fed(detector, [{**row(10, second=300), "attempt": "2"}])
+    assert (over.state, over.attempt) == (FindingState.RESOLVED, "1")
+    assert ticks(detector, 301, 900) == []
+
+
+def test_a_job_that_has_gone_back_is_alive() -> None:
+    """Steps taken for the second time are steps."""
+    detector = Stall().build()
+    fed(detector, running(200))
+    said = []
+    for step in range(100, 190):
+        said.extend(fed(detector, [row(step, second=step + 105)]))
+        said.extend(ticks(detector, step + 105, step + 105))
+    assert said == []
+
+
+def test_silence_while_nobody_watched_proves_nothing() -> None:
+    """After a gap in the ticks a job has the whole limit again."""
+    detector = Stall().build()
+    fed(detector, running(20))
+    assert ticks(detector, 500, 600, ReaderHealth(watching_since=START + 500)) == []
+    assert len(ticks(detector, 601, 700, ReaderHealth(watching_since=START + 500))) == 1
