@@ -145,7 +145,9 @@ class NonFiniteDetector:
             slot = int(slots[rows[0]])
             if len(rows) >= DEDUPLICATE_ROWS:
                 episode = self._episodes.get(slot)
-                rows = distinct(frame, rows, bad, columns, None if episode is None else episode.first.step)  # noqa: PLW2901
+                rows = distinct(
+                    frame, rows, bad, columns, None if episode is None else episode.first.step, self.series.state[slot]
+                )  # noqa: PLW2901
             for row in rows_of(frame, rows, columns):
                 for finding in self._take(slot, row):
                     yield row.at, finding

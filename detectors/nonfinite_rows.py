@@ -140,19 +140,20 @@ def note_row(state: Array, slot: int, row: Row) -> None:
             one["norm"] = row.norm
 
 
-def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns, onset_step: int | None) -> Array:
+def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns, onset_step: int | None, known: np.void) -> Array:
     """Those of one job's ``rows`` that can change anything, in order.
 
     Kept are every bad row up to the step where the trouble begins (``onset_step``, or that of the first bad row),
-    every row that widens the range of ranks, and of rows that say the same of a later step the first.
+    every row that widens the range of ranks that is ``known`` (the state of the series), and of rows that say the same
+    of a later step the first.
     """
     step, rank, (skipped, skipped_valid) = columns["step"][0][rows], columns["rank"][0][rows], columns["skipped"]
     is_bad_row = bad[rows]
     if onset_step is None:
         begins = is_bad_row & ~(skipped_valid & skipped.astype(bool))[rows]
         onset_step = int(step[np.argmax(begins)]) if begins.any() else -STEP_LIMIT - 1
-    lower = rank < np.r_[np.inf, np.minimum.accumulate(rank)[:-1]]
-    higher = rank > np.r_[-np.inf, np.maximum.accumulate(rank)[:-1]]
+    lower = rank < np.minimum.accumulate(np.r_[known["rank_low"], rank[:-1]])
+    higher = rank > np.maximum.accumulate(np.r_[known["rank_high"], rank[:-1]])
     told = columns["loss"][1] | columns["grad_norm"][1] | columns["nonfinite"][1]
     loss_bad = columns["loss"][1] & ~np.isfinite(columns["loss"][0])
     what = np.array(

@@ -44,10 +44,8 @@ def test_text_in_a_number_is_said_with_file_line_and_column_and_only_that_row_is
     assert run.columns["loss"] == [1.0, 3.0]
     assert run.rows == [0, 2]
     assert run.skipped_rows == 1
-    assert run.problems == [
-        f"{tmp_path / 'r.csv'}: line 3, column loss: "
-        "expected a number, nan, inf or -inf, found 'high'; the row is skipped"
-    ]
+    expected = "expected a number, nan, inf or -inf, found 'high'; the row is skipped"
+    assert run.problems == [f"{tmp_path / 'r.csv'}: line 3, column loss: {expected}"]
 
 
 @pytest.mark.parametrize(
