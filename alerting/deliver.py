@@ -6,6 +6,7 @@ for each other. Killed between sending and marking it sends again, under the sam
 """
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import math
@@ -71,10 +72,10 @@ class Deliverer:
             while True:
                 self._wake.clear()
                 wait_seconds = await self._pump()
-                try:
-                    await asyncio.wait_for(self._wake.wait(), wait_seconds)
-                except TimeoutError:
-                    continue
+                # Not wait_for: before Python 3.12 it can swallow the cancellation of whoever waits.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_seconds):
+                        await self._wake.wait()
 
     def offer(self, deliveries: Iterable[Delivery]) -> None:
         """Send what has just become durable. Only a first word goes without a look at what is before it in its lane."""

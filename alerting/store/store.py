@@ -51,10 +51,11 @@ class _Hand:
                 return work()
 
         running = asyncio.get_running_loop().run_in_executor(self._thread, mapped_work)
+        running.add_done_callback(_looked_at)
         try:
-            return await asyncio.wait_for(asyncio.shield(running), self._seconds_max)
+            async with asyncio.timeout(self._seconds_max):
+                return await asyncio.shield(running)
         except TimeoutError as error:
-            running.add_done_callback(_looked_at)
             self._hanging = running
             raise StoreUnavailable(str(self._path), action, f"no answer within {self._seconds_max} s") from error
 
@@ -64,7 +65,7 @@ class _Hand:
 
 
 def _looked_at(done: asyncio.Future[Any]) -> None:
-    """Its caller has been told already that it hung; what came of it in the end is nobody's surprise."""
+    """Its caller may have left already, cancelled or told that it hung: then nobody else asks what came of it."""
     if not done.cancelled():
         done.exception()
 
