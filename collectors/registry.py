@@ -1,13 +1,17 @@
 """The sources of GPU rows, by name: a visible table."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from collectors.errors import UnknownSource
 from collectors.nvml.source import NvmlGpus
-from collectors.simulated import Fault, SimulatedFleet
+from collectors.simulated import GPUS_PER_NODE, NODES_PER_JOB, Fault, SimulatedFleet
 from collectors.source import Source
 from telemetry_bus.runtime.clock import Clock
+
+JOBS_MIN = 4
+"""A small simulated fleet runs this many jobs too: on one job alone every GPU would idle or work at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,12 @@ def _nvml(options: SourceOptions, clock: Clock) -> Source:
 
 def _simulated(options: SourceOptions, clock: Clock) -> Source:
     del clock  # its time is what it is read at
-    return SimulatedFleet(options.simulated_gpus, seed=options.seed, faults=options.faults).build()
+    nodes = math.ceil(options.simulated_gpus / GPUS_PER_NODE)
+    nodes_per_job = min(NODES_PER_JOB, max(1, nodes // JOBS_MIN))
+    fleet = SimulatedFleet(
+        options.simulated_gpus, seed=options.seed, nodes_per_job=nodes_per_job, faults=options.faults
+    )
+    return fleet.build()
 
 
 SOURCES: dict[str, Callable[[SourceOptions, Clock], Source]] = {

@@ -25,6 +25,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 GPUS_MAX = 1_000_000
 """Three times Leviathan; the state of a GPU is some 200 bytes, so 200 MiB."""
+GPUS_PER_NODE = 8
+NODES_PER_JOB = 16
 GPUS_PER_NODE_MAX = 64
 """A frame of 512 such nodes is some 7 MiB; a reader takes 16 MiB."""
 JOB_SECONDS = 3_600.0
@@ -50,8 +52,8 @@ class SimulatedFleet:
 
     gpus: int
     seed: int = 0
-    gpus_per_node: int = 8
-    nodes_per_job: int = 16
+    gpus_per_node: int = GPUS_PER_NODE
+    nodes_per_job: int = NODES_PER_JOB
     workloads: tuple[str, ...] = TRAINING
     job_seconds: float = JOB_SECONDS
     idle_seconds: float = IDLE_SECONDS

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -22,6 +21,9 @@ BAD_STEP_SECONDS = 150.0
 """The job trains a few hundred steps before its arithmetic breaks: some 20 s on one quiet core."""
 PAGE_SECONDS = 20.0
 """How long a page may take before the demo calls it missing; it is expected within 250 ms."""
+
+AFTER_SECONDS = 10.0
+"""How long the job trains on after its first bad step, as a real one would that nobody stops."""
 
 Say = Callable[[str], None]
 
@@ -45,6 +47,11 @@ class System:
     receiver: Talking
     folder: Path
 
+    @property
+    def ledger(self) -> Path:
+        """Where the job writes what really happened."""
+        return self.folder / "ledger.jsonl"
+
 
 async def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
     """Run it and return the result of ``demo --json``; ``ok`` tells whether page, ledger and dashboard agree."""
@@ -56,11 +63,14 @@ async def run_demo(options: DemoOptions, say: Say) -> dict[str, Any]:
                 watching = tasks.create_task(watch_stream(system.url, watched))
                 async with asyncio.timeout(READY_SECONDS):
                     await watched.connected.wait()
-                result = await _train_until_paged(system, watched, options, say)
+                async with _training(system, options, say):
+                    result = await _judged(system, watched, say)
+                    if options.linger_seconds:
+                        say(
+                            f"The job trains on, and the page stays up for {options.linger_seconds:.0f} s: {system.url}"
+                        )
+                        await asyncio.sleep(options.linger_seconds)
                 watching.cancel()
-            if options.linger_seconds:
-                say(f"The page stays up for {options.linger_seconds:.0f} s: {system.url}")
-                await asyncio.sleep(options.linger_seconds)
             return result
 
 
@@ -89,29 +99,32 @@ def _write_config(path: Path, folder: Path, port: int, secret: str, options: Dem
     )
 
 
-async def _train_until_paged(system: System, watched: Watched, options: DemoOptions, say: Say) -> dict[str, Any]:
-    ledger_path = system.folder / "ledger.jsonl"
-    command = ["app.demo_job", "--job", JOB, "--rank", "0", "--seed", str(options.seed), "--ledger", str(ledger_path)]
-    environment = {**os.environ, "NANTUCKET_URL": f"unix://{system.socket}"}
+def _training(system: System, options: DemoOptions, say: Say) -> contextlib.AbstractAsyncContextManager[Talking]:
+    """The job, in a process of its own. After its first bad step it trains on for as long as somebody looks."""
+    command = ["app.demo_job", "--job", JOB, "--rank", "0", "--seed", str(options.seed)]
+    command += ["--ledger", str(system.ledger), "--after-seconds", str(AFTER_SECONDS + options.linger_seconds)]
     say(
         f"Training a small language model in numpy, for real (seed {options.seed}); "
         "at some step its learning rate is kicked."
     )
-    async with talking("the training job", command, env=environment):
-        bad = await ledger_entry(ledger_path, BAD_STEP_SECONDS)
-        if bad is None:
-            return {"ok": False, "error": f"the job had no bad step within {BAD_STEP_SECONDS:.0f} s"}
-        say(f"Step {bad['step']}: arithmetic made the first non-finite number, in {bad['parameter']}.")
-        delivery = await _delivery(system.receiver, bad)
-    if delivery is None:
-        bodies = [line.get("body") for line in system.receiver.lines if "body" in line]
-        return {
-            "ok": False,
-            "error": f"no page names the ledger's step within {PAGE_SECONDS:.0f} s",
-            "ledger": bad,
-            "pages": bodies,
-        }
-    return await _result(system, watched, bad, delivery)
+    return talking("the training job", command, env={"NANTUCKET_URL": f"unix://{system.socket}"})
+
+
+async def _judged(system: System, watched: Watched, say: Say) -> dict[str, Any]:
+    """The page held against the ledger, once both are there."""
+    bad = await ledger_entry(system.ledger, BAD_STEP_SECONDS)
+    if bad is None:
+        return {"ok": False, "error": f"the job had no bad step within {BAD_STEP_SECONDS:.0f} s"}
+    say(f"Step {bad['step']}: arithmetic made the first non-finite number, in {bad['parameter']}.")
+    delivery = await _delivery(system.receiver, bad)
+    if delivery is not None:
+        return await _result(system, watched, bad, delivery)
+    return {
+        "ok": False,
+        "error": f"no page names the ledger's step within {PAGE_SECONDS:.0f} s",
+        "ledger": bad,
+        "pages": [line["body"] for line in system.receiver.lines if "body" in line],
+    }
 
 
 async def _delivery(receiver: Talking, bad: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 
 def tell(out: Console, result: dict[str, Any]) -> None:
@@ -13,7 +14,14 @@ def tell(out: Console, result: dict[str, Any]) -> None:
         out.print(f"[bold red]The demo failed:[/] {result.get('error', 'no reason given')}")
         return
     incident = result["page"]["incident"]
-    out.print(Panel(_page(incident), title=f"[bold red]PAGE[/] {incident['title']}", border_style="red", expand=False))
+    out.print(
+        Panel(
+            Group(Text(incident["title"], style="bold", overflow="fold", no_wrap=False), "", _page(incident)),
+            title="PAGE",
+            border_style="red",
+            expand=False,
+        )
+    )
     verdict = "[bold green]true[/]" if result["ok"] else "[bold red]not what happened[/]"
     out.print(
         f"The receiver had it {result['bad_step_to_page_ms']:.0f} ms after the bad step; "
@@ -29,7 +37,7 @@ def _page(incident: dict[str, Any]) -> Table:
     rows.add_row("since", f"step {incident['onset_step']}")
     rows.add_row("rank", str(where["rank"]))
     rows.add_row("parameter", str(where["parameter"]))
-    rows.add_row("cost", f"${cost['usd_so_far']:.4f} so far, ${cost['usd_per_hour']:.2f} an hour")
+    rows.add_row("cost", f"${cost['usd_so_far']:.2f} so far, ${cost['usd_per_hour']:.2f} an hour")
     for cause in incident["likely_causes"]:
         rows.add_row("likely", f"{cause['cause']} ({cause['confidence']:.0%}): {cause['evidence']}")
     return rows
