@@ -141,13 +141,12 @@ class NonFiniteDetector:
     ) -> Iterable[tuple[int, Finding]]:
         order = at[np.argsort(slots[at], kind="stable")]
         begins = np.flatnonzero(np.r_[True, slots[order][1:] != slots[order][:-1]])[1:]
-        for rows in np.split(order, begins):
-            slot = int(slots[rows[0]])
-            if len(rows) >= DEDUPLICATE_ROWS:
+        for part in np.split(order, begins):
+            slot, rows = int(slots[part[0]]), part
+            if len(part) >= DEDUPLICATE_ROWS:
                 episode = self._episodes.get(slot)
-                rows = distinct(
-                    frame, rows, bad, columns, None if episode is None else episode.first.step, self.series.state[slot]
-                )  # noqa: PLW2901
+                onset = None if episode is None else episode.first.step
+                rows = distinct(frame, part, bad, columns, onset, self.series.state[slot])
             for row in rows_of(frame, rows, columns):
                 for finding in self._take(slot, row):
                     yield row.at, finding

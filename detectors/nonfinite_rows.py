@@ -161,7 +161,12 @@ def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns, onset_step
     )
     first = np.zeros(len(rows), dtype=bool)
     first[np.unique(what, axis=1, return_index=True)[1]] = True
-    kept: Array = first | lower | higher | (is_bad_row & (step <= onset_step))
+    early = is_bad_row & (step <= onset_step)
+    for value in np.unique(step[early]).tolist():  # the first row of a later step says how many ranks there were
+        later = np.flatnonzero(step > value)
+        next_at = np.searchsorted(later, np.flatnonzero(early & (step == value)))
+        first[later[next_at[next_at < len(later)]]] = True
+    kept: Array = first | lower | higher | early
     return np.asarray(rows[kept])
 
 

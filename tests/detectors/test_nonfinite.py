@@ -1,5 +1,6 @@
 """Non-finite numbers: the first place, and only what is proven of it."""
 
+import random
 from typing import Any
 
 import pytest
@@ -193,3 +194,28 @@ def test_a_trainer_that_hides_its_loss_is_seen_through() -> None:
     """A loss of 0.0 beside a NaN norm is what a filtered NaN looks like."""
     (found,) = fed(NonFinite().build(), [row(10, loss=2.0, grad_norm=1.0), row(20, loss=0.0, grad_norm=NAN)])
     assert found.title == "leviathan-7b: the gradient norm is NaN on rank 0 at step 20"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_large_frames_of_a_sick_job_say_what_small_ones_say(seed: int) -> None:
+    """Rows that are looked at once because others say the same change nothing."""
+    chance = random.Random(seed)
+    rows = []
+    for step in range(40):
+        for rank in chance.sample(range(40), 40):
+            late = step - (chance.random() < 0.02)
+            loss = NAN if 5 <= step <= 9 + 20 * (rank == 3) and chance.random() < 0.7 else 2.0
+            rows.append(
+                row(
+                    late,
+                    rank,
+                    second=step + rank / 100,
+                    loss=loss,
+                    scope=chance.choice(["global", "shard"]),
+                    world_size=40,
+                )
+            )
+    whole, small = NonFinite(resolve_steps=4).build(), NonFinite(resolve_steps=4).build()
+    said = [finding for begin in range(0, len(rows), 11) for finding in fed(small, rows[begin : begin + 11])]
+    assert [repr(finding) for finding in fed(whole, rows)] == [repr(finding) for finding in said]
+    assert {finding.state for finding in said} == {FindingState.FIRING, FindingState.RESOLVED}
