@@ -36,24 +36,66 @@ app.add_typer(job, name="job")
 app.add_typer(bench, name="bench")
 
 Config = Annotated[Path | None, typer.Option("--config", envvar="NANTUCKET_CONFIG", help="Configuration file (TOML).")]
-State = Annotated[Path | None, typer.Option("--state", help="Folder for everything that is kept on this machine.")]
+State = Annotated[
+    Path | None,
+    typer.Option("--state", envvar="NANTUCKET_STATE", help="Folder for everything that is kept on this machine."),
+]
 Bus = Annotated[
-    str | None, typer.Option("--bus", help="URL of the bus. Default: the embedded log in the state folder.")
+    str | None,
+    typer.Option(
+        "--bus", envvar="NANTUCKET_BUS", help="URL of the bus. Default: the embedded log in the state folder."
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON lines to standard output, everything else to standard error.")
 ]
+# Values are text here: the settings read them, so that option, variable and file are refused in the same words.
 Simulate = Annotated[
-    int | None, typer.Option("--simulate", metavar="N", help="N simulated GPUs, marked as simulated everywhere.")
+    str | None,
+    typer.Option(
+        "--simulate",
+        envvar="NANTUCKET_COLLECT__SIMULATE",
+        metavar="N",
+        help="N simulated GPUs, marked as simulated everywhere.",
+    ),
 ]
-Source = Annotated[str | None, typer.Option("--source", help="Where GPU rows come from: auto, nvml or simulated.")]
-Socket = Annotated[Path | None, typer.Option("--socket", help="Unix socket on which training jobs deliver.")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--source", envvar="NANTUCKET_COLLECT__SOURCE", help="Where GPU rows come from: auto, nvml or simulated."
+    ),
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option("--socket", envvar="NANTUCKET_COLLECT__SOCKET", help="Unix socket on which training jobs deliver."),
+]
 TrainPort = Annotated[
-    int | None, typer.Option("--train-port", help="Loopback port on which jobs with a credential deliver.")
+    str | None,
+    typer.Option(
+        "--train-port", envvar="NANTUCKET_COLLECT__PORT", help="Loopback port on which jobs with a credential deliver."
+    ),
 ]
-Hz = Annotated[float | None, typer.Option("--hz", help="Samples a second of each GPU.")]
-Host = Annotated[str | None, typer.Option("--host", help="Address to listen on; anything but loopback needs a token.")]
-Port = Annotated[int | None, typer.Option("--port", help="Port of the page and the API; 0 takes a free one.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", envvar="NANTUCKET_ALERT__STORE", help="File of the incident store.")
+]
+Hz = Annotated[
+    str | None, typer.Option("--hz", metavar="HZ", envvar="NANTUCKET_COLLECT__HZ", help="Samples a second of each GPU.")
+]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--host", envvar="NANTUCKET_SERVE__HOST", help="Address to listen on; anything but loopback needs a token."
+    ),
+]
+Port = Annotated[
+    str | None,
+    typer.Option(
+        "--port",
+        metavar="PORT",
+        envvar="NANTUCKET_SERVE__PORT",
+        help="Port of the page and the API; 0 takes a free one.",
+    ),
+]
 Token = Annotated[
     str | None,
     typer.Option("--token", envvar="NANTUCKET_SERVE__TOKEN", help="Bearer token that every reader must show."),
@@ -76,10 +118,14 @@ def _run(work: Coroutine[Any, Any, int | None]) -> None:
 
 @app.command()
 def demo(
-    seed: Annotated[int | None, typer.Option(help="Seed of the job; another seed breaks at another step.")] = None,
-    simulate: Annotated[int, typer.Option(help="Simulated GPUs that stream beside the job.")] = 64,
-    linger: Annotated[float, typer.Option(help="Seconds for which the page stays up after the page was sent.")] = 0.0,
-    port: Annotated[int, typer.Option(help="Port of the page; 0 takes a free one.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the job; another seed breaks at another step.")
+    ] = None,
+    simulate: Annotated[int, typer.Option(min=0, max=400_000, help="Simulated GPUs that stream beside the job.")] = 64,
+    linger: Annotated[
+        float, typer.Option(min=0, help="Seconds for which the page stays up after the page was sent.")
+    ] = 0.0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 0,
     as_json: Json = False,
 ) -> None:
     """The whole system on this machine, against a small real training job that goes bad. Ends by itself."""
@@ -161,7 +207,7 @@ def alert(
     config: Config = None,
     state: State = None,
     bus: Bus = None,
-    store: Annotated[Path | None, typer.Option(help="File of the incident store.")] = None,
+    store: Store = None,
     as_json: Json = False,
 ) -> None:
     """Findings to incidents to deliveries."""
@@ -204,7 +250,7 @@ def tail(
     topic: Annotated[
         Topic | None, typer.Argument(help="Topic to follow. Default: all telemetry and the findings.")
     ] = None,
-    since: Annotated[float | None, typer.Option(metavar="SECONDS", help="Begin that far back.")] = None,
+    since: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Begin that far back.")] = None,
     config: Config = None,
     state: State = None,
     bus: Bus = None,
@@ -262,7 +308,7 @@ def bench_page(
     gpus: Annotated[int, typer.Option(min=0, max=100_000, help="Simulated GPUs that stream meanwhile.")] = 1000,
     seconds: Annotated[float, typer.Option(min=1, help="Time over which the bad steps are spread.")] = 60.0,
     peer: Annotated[str | None, typer.Option(help="Also measure a peer on the same events: prometheus.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the moments.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the moments.")] = 0,
     as_json: Json = False,
 ) -> None:
     """From run.log() of a bad step to the receiver's socket."""

@@ -166,7 +166,7 @@ async def _receivers(settings: Settings, clock: Clock) -> Checked:
         receivers_of(settings, clock)
     except SettingsError as error:
         return Checked("receivers", Verdict.FAULT, str(error), "Mend the configuration.")
-    away = [name for name, item in settings.receivers.items() if not await _reachable(item.url)]
+    away = [name for name, item in settings.receivers.items() if not await _reachable(item.url.get_secret_value())]
     if away:
         remedy = "Check the address, the network and the receiver itself; then run nantucket alerts test NAME."
         return Checked("receivers", Verdict.FAULT, f"no connection to {', '.join(away)}", remedy)

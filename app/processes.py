@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from app.settings import PREFIX
 
 STOP_SECONDS = 10.0
 """How long a process may take to end after SIGTERM before it is killed."""
@@ -80,12 +83,15 @@ async def talking(
 ) -> AsyncIterator[Talking]:
     """Run ``python -m`` + ``command`` and stop it at the end of the block.
 
-    ``stdin`` is written first: secrets go there, since a list of processes shows arguments and environments.
+    ``stdin`` is written first: secrets go there, since a list of processes shows arguments and environments. Of this
+    process's environment it gets what does not configure Nantucket (a demo must not write to somebody's bus, nor page
+    somebody's receivers), and ``env`` besides.
     """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", *command,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env=None if env is None else dict(env), limit=LINE_BYTES_MAX,
+        env={**environment, **(env or {})}, limit=LINE_BYTES_MAX,
     )  # fmt: skip
     running = Talking(name, process)
     async with asyncio.TaskGroup() as tasks:

@@ -58,7 +58,7 @@ async def collecting_role(wiring: Wiring) -> None:
 
 def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListener:
     port = settings.collect.port
-    settings.socket_path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder_of(settings.socket_path, "collect.socket")
     return TrainingListener(
         publish,
         clock,
@@ -68,6 +68,16 @@ def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListene
         tcp=None if port is None else (LOOPBACK, port),
         credentials=JobCredentials(JobSecret(secret_of(settings.state))),
     )
+
+
+def _make_folder_of(path: Path, key: str, mode: int = 0o755) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=mode)
+    except OSError as error:
+        raise SettingsError(
+            f"{key}: the folder of {path} cannot be made: {error.strerror}. Expected a folder that this user may "
+            f"write: set {key} or state elsewhere."
+        ) from error
 
 
 def sources_of(settings: Settings, clock: Clock) -> list[Source]:
@@ -101,7 +111,7 @@ async def detecting_role(wiring: Wiring) -> None:
 async def alerting_role(wiring: Wiring) -> None:
     """Findings to incidents to deliveries."""
     settings = wiring.settings
-    settings.store_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folder_of(settings.store_path, "alert.store", mode=0o700)
     letters = DeadLetters(wiring.bus, wiring.clock, wiring.source("alert.dead"))
 
     async def dead_letter(refusal: Refusal) -> None:
@@ -110,7 +120,7 @@ async def alerting_role(wiring: Wiring) -> None:
     heartbeat = settings.alert.heartbeat_url
     options = AlertOptions(
         presentation=presentation(settings),
-        heartbeat_url=None if heartbeat is None else Secret(heartbeat),
+        heartbeat_url=None if heartbeat is None else Secret(heartbeat.get_secret_value()),
         dead_letter=dead_letter,
         on_change=wiring.incidents_changed.set,
     )
@@ -131,7 +141,7 @@ def receivers_of(settings: Settings, clock: Clock) -> list[Receiver]:
         return [
             RECEIVERS[item.type](
                 name,
-                Secret(item.url),
+                Secret(item.url.get_secret_value()),
                 Secret(item.secret.get_secret_value()),
                 frozenset(Tier(tier) for tier in item.tiers),
             ).build(clock)

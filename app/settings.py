@@ -4,15 +4,16 @@ Precedence: option, then environment (``NANTUCKET_BUS``, ``NANTUCKET_SERVE__PORT
 key or a wrong type is refused with the key, the value and what is allowed.
 """
 
+import contextlib
 import os
 import secrets
 import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 
 class SettingsError(Exception):
@@ -35,31 +36,48 @@ def default_socket() -> Path:
     return folder / "nantucket" / "collector.sock"
 
 
-class Strict(BaseModel):
-    """Refuses keys that it does not know."""
+def _no_truth(value: Any) -> Any:
+    """``true`` is no number, though Python and pydantic take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+def _words(value: Any) -> Any:
+    """A list, or the words of one variable of the environment: ``page,ticket``."""
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+
+
+Whole = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
+Port = Annotated[Whole, Field(ge=0, le=65535)]
+
+
+class Strict(BaseModel):
+    """Refuses keys that it does not know, and numbers that are none. Its errors never show what was given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class CollectSettings(Strict):
     """What a node's collector reads and where training jobs deliver."""
 
-    hz: float = Field(default=1.0, gt=0, le=10, description="Samples a second of each GPU.")
+    hz: Number = Field(default=1.0, gt=0, le=10, description="Samples a second of each GPU.")
     source: Literal["auto", "nvml", "simulated"] = Field(default="auto", description="Where GPU rows come from.")
-    simulate: int = Field(default=0, ge=0, le=400_000, description="Simulated GPUs, always marked as simulated.")
-    seed: int = Field(default=0, description="Seed of the simulated fleet.")
+    simulate: Whole = Field(default=0, ge=0, le=400_000, description="Simulated GPUs, always marked as simulated.")
+    seed: Whole = Field(default=0, ge=0, description="Seed of the simulated fleet.")
     socket: Path | None = Field(
         default=None, description="Unix socket for training jobs; default: where the SDK looks by itself."
     )
-    port: int | None = Field(default=None, ge=0, le=65535, description="Authenticated loopback port for training jobs.")
+    port: Port | None = Field(default=None, description="Authenticated loopback port for training jobs.")
 
 
 class ServeSettings(Strict):
     """Where the page and the API listen."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on; anything but loopback needs a token.")
-    port: int = Field(default=8580, ge=0, le=65535, description="Port of the page and the API; 0 takes a free one.")
-    token: SecretStr | None = Field(default=None, description="Bearer token that every reader must show.")
+    port: Port = Field(default=8580, description="Port of the page and the API; 0 takes a free one.")
+    token: SecretStr | None = Field(default=None, min_length=1, description="Bearer token that every reader must show.")
     public_url: str | None = Field(default=None, description="How people reach the page: the base of links in pages.")
 
 
@@ -69,7 +87,7 @@ class AlertSettings(Strict):
     store: Path | None = Field(
         default=None, description="File of the incident store; default: alerts.sqlite in the state."
     )
-    heartbeat_url: str | None = Field(
+    heartbeat_url: SecretStr | None = Field(
         default=None, description="Called regularly while everything works; its silence is an alarm."
     )
     runbooks: str | None = Field(default=None, description="Base URL of runbooks; the finding's kind is appended.")
@@ -79,11 +97,17 @@ class ReceiverSettings(Strict):
     """One receiver of pages."""
 
     type: Literal["webhook"] = Field(default="webhook", description="Kind of receiver.")
-    url: str = Field(description="Where to post.")
-    secret: SecretStr = Field(description="Standard Webhooks secret, whsec_...")
-    tiers: tuple[Literal["page", "ticket"], ...] = Field(default=("page",), description="Which incidents it gets.")
+    url: SecretStr = Field(min_length=1, description="Where to post; whoever knows it can often post there too.")
+    secret: SecretStr = Field(min_length=1, description="Standard Webhooks secret, whsec_...")
+    tiers: Annotated[tuple[Literal["page", "ticket"], ...], BeforeValidator(_words)] = Field(
+        default=("page",), description="Which incidents it gets."
+    )
 
 
+PREFIX = "NANTUCKET_"
+SECRET_BYTES = 32
+SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url"})
+"""Keys whose value a message never shows; all below ``receivers`` besides."""
 FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
 """Variables with our prefix that are not keys: the SDK's, and the path of the file itself."""
 
@@ -97,7 +121,7 @@ class Settings(Strict):
         default_factory=socket.gethostname, min_length=1, max_length=200, description="Name of this node."
     )
     region: str | None = Field(default=None, description="Region of this node.")
-    usd_per_gpu_hour: float = Field(
+    usd_per_gpu_hour: Number = Field(
         default=2.0, ge=0, description="What an hour of one GPU costs, for the cost on a page."
     )
     collect: CollectSettings = CollectSettings()
@@ -137,17 +161,21 @@ def load(path: Path | None, options: Mapping[str, Any]) -> Settings:
 
 
 def _from_environment() -> dict[str, Any]:
-    """What the environment sets, as nested keys; refuses names that begin like ours and are none."""
+    """What the environment sets, as nested keys."""
     found: dict[str, Any] = {}
-    for name, value in os.environ.items():
-        if not name.startswith("NANTUCKET_") or name in FOREIGN:
+    for name, value in sorted(os.environ.items()):
+        if not name.startswith(PREFIX) or name in FOREIGN:
             continue
-        keys = name.removeprefix("NANTUCKET_").lower().split("__")
-        at = found
-        for key in keys[:-1]:
-            at = at.setdefault(key, {})
-        at[keys[-1]] = value
+        nested: Any = value
+        for key in reversed(name.removeprefix(PREFIX).lower().split("__")):
+            nested = {key: nested}
+        found = _merged(found, nested)
     return found
+
+
+def variable(key: str) -> str:
+    """The environment variable of ``key``: ``serve.port`` is ``NANTUCKET_SERVE__PORT``."""
+    return PREFIX + key.upper().replace(".", "__")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -162,10 +190,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``; what should be a section and is none stays, so that it is refused."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+        if not isinstance(value, Mapping) or below is None:
+            result[key] = value
+        elif isinstance(below, Mapping):
+            result[key] = _merged(below, value)
     return result
 
 
@@ -173,33 +205,62 @@ def _explain(error: ValidationError, path: Path | None) -> str:
     lines = [f"the configuration cannot be used{f' ({path}, environment and options)' if path else ''}:"]
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"])
+        where = f"{key} (environment {variable(key)})" if variable(key) in os.environ else key
+        message = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key; allowed here: {', '.join(_allowed(fault['loc'][:-1]))}")
+            lines.append(f"  {where}: unknown key; allowed here: {', '.join(_allowed(fault['loc'][:-1]))}")
+        elif fault["type"] == "missing":
+            lines.append(f"  {where}: missing; {_meaning(fault['loc'])}")
+        elif fault["type"] in ("model_type", "dict_type"):
+            allowed = ", ".join(_allowed(fault["loc"]))
+            lines.append(f"  {where}: found a value; this is a section, allowed in it: {allowed}")
         else:
-            shown = "***" if "secret" in key or "token" in key else repr(fault["input"])
-            lines.append(f"  {key}: found {shown}; {fault['msg'][0].lower()}{fault['msg'][1:]}")
+            lines.append(f"  {where}: found {_shown(key, fault['input'])}; {message[0].lower()}{message[1:]}")
     return "\n".join(lines)
 
 
+def _shown(key: str, value: Any) -> str:
+    """``value`` as a message may show it: whatever is or may hold a secret is not shown."""
+    if isinstance(value, Mapping):
+        return "a table"
+    return "***" if key.startswith("receivers.") or key in SECRET_KEYS else repr(value)
+
+
+def _meaning(place: tuple[int | str, ...]) -> str:
+    field = ReceiverSettings.model_fields[str(place[-1])]
+    return f"every receiver needs it ({field.description})"
+
+
 def _allowed(place: tuple[int | str, ...]) -> list[str]:
-    model: Any = Settings
-    for part in place:
-        if part == "receivers":
-            model = dict
-        elif model is dict:
-            model = ReceiverSettings
-        else:
-            model = model.model_fields[part].annotation
-    return sorted(model.model_fields) if model is not dict else ["a name of your choice"]
+    """The keys of a section; only receivers have sections of other names."""
+    if place[:1] == ("receivers",):
+        return sorted(ReceiverSettings.model_fields)
+    section: Any = Settings.model_fields[str(place[0])].annotation if place else Settings
+    return sorted(section.model_fields)
 
 
 def secret_of(folder: Path) -> bytes:
     """The secret from which the credentials of jobs are made; itself made on first use, for the owner only."""
     path = folder / "job-secret"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
-    return path.read_bytes()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            _make_secret(path)
+        secret = path.read_bytes()
+    except OSError as error:
+        raise SettingsError(
+            f"state: the secret {path} cannot be made or read: {error.strerror}. Choose another folder with --state."
+        ) from error
+    if len(secret) < SECRET_BYTES:
+        raise SettingsError(f"state: the secret {path} has {len(secret)} bytes, expected {SECRET_BYTES}. Remove it.")
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Write it beside its place and link it there: no other process ever reads half of it."""
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(SECRET_BYTES))
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(beside)
+    beside.unlink()

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from scripts.configuration_page import NOTE, configuration_page
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-NOTE = "<!-- Made by `make docs` from the code; change it there. -->\n\n"
 
 
 def commands_page() -> str:
@@ -26,7 +27,7 @@ def commands_page() -> str:
     return NOTE + done.stdout.strip() + "\n"
 
 
-GENERATED: dict[str, Callable[[], str]] = {"commands.md": commands_page}
+GENERATED: dict[str, Callable[[], str]] = {"commands.md": commands_page, "configuration.md": configuration_page}
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import secrets
 import tempfile
 import time
@@ -67,7 +66,7 @@ async def bench_page(options: PageOptions) -> dict[str, Any]:
             receiver, up, socket = await stack.enter_async_context(_system(folder, options))
             command = ["app.bench.page_jobs", "--events", str(options.events), "--seconds", str(options.seconds)]
             command += ["--seed", str(options.seed), *(["--metrics"] if options.peer else [])]
-            environment = {**os.environ, "NANTUCKET_URL": f"unix://{socket}"}
+            environment = {"NANTUCKET_URL": f"unix://{socket}"}
             jobs = await stack.enter_async_context(talking("the jobs", command, env=environment, keep_stdin=True))
             peer = None
             if options.peer:
