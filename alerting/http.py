@@ -5,6 +5,7 @@ httpx and httpcore write whole URLs and headers into the log; a receiver's URL m
 """
 
 import asyncio
+import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,6 +83,9 @@ class HttpClient:
             await client.aclose()
 
     def _make(self) -> httpx.AsyncClient:
+        # httpx would read these from the disk in the event loop, while the first page waits for them.
+        for lazy in ("httpcore", "anyio", "anyio._backends._asyncio"):
+            importlib.import_module(lazy)
         return httpx.AsyncClient(
             timeout=httpx.Timeout(SILENCE_SECONDS_MAX, connect=CONNECT_SECONDS_MAX),
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX, keepalive_expiry=KEEP_ALIVE_SECONDS),

@@ -23,6 +23,7 @@ from alerting.heartbeat import BEAT_SECONDS, Heartbeat
 from alerting.intake import FindingsIntake
 from alerting.plan import Planned, Planner
 from alerting.receivers import Receiver
+from alerting.rehearsal import rehearsal_findings
 from alerting.route import Routing
 from alerting.secret import Secret
 from alerting.stats import Stats
@@ -157,6 +158,7 @@ class AlertService:
 
     async def _read(self) -> None:
         self._following = await self._position()
+        await self._rehearse()
         waits = _Waits()
         while True:
             try:
@@ -181,6 +183,15 @@ class AlertService:
             except StoreUnavailable as error:
                 self._note_store_failure(error)
             await waits.wait()
+
+    async def _rehearse(self) -> None:
+        now = self._clock.now()
+        try:
+            await self._store.rehearse(
+                rehearsal_findings(now), lambda scene, finding: self._planner.plan(scene, finding, now, ())
+            )
+        except StoreUnavailable as error:
+            self._note_store_failure(error)
 
     def _start(self) -> Start:
         """Behind what has been taken; at first at the oldest, so that none from before the first start is lost."""

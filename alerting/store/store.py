@@ -159,6 +159,16 @@ class Store(StoreReader):
         """Take findings, each once for ever: incidents, deliveries, ids and position in one durable transaction."""
         return await self._write("record", lambda connection: writes.record(connection, found, following, topic, plan))
 
+    async def rehearse(self, found: Sequence[Finding], plan: Plan) -> None:
+        """Do all that :meth:`record` does and undo it, so that the first real one finds everything ready."""
+
+        def undone(connection: sa.Connection) -> None:
+            rehearsal = connection.begin_nested()
+            writes.record(connection, found, {}, "", plan)
+            rehearsal.rollback()
+
+        await self._write("rehearse", undone)
+
     async def mark(self, marks: Sequence[Mark]) -> list[str]:
         """Write what came of tries; return the ids that are not in the outbox yet."""
         return await self._write("mark deliveries", lambda connection: writes.mark(connection, marks))

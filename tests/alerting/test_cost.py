@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from alerting.incident import Incident, Scope, Tier, opened
 from tests.alerting.scenes import T0, finding
 
 
-def incident(**changes: object) -> Incident:
+def incident(**changes: Any) -> Incident:
     """The incident of a finding with ``changes``."""
     item = finding(**({"onset_time": T0} | changes))
     return opened(item, Scope.of(item), 1, Tier.PAGE)

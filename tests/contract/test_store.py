@@ -81,6 +81,14 @@ async def test_a_plan_that_fails_leaves_nothing_behind(store: Store) -> None:
     assert await due(store) == []
 
 
+async def test_a_rehearsal_leaves_nothing_behind(store: Store) -> None:
+    """What is done to be fast the first time is undone: no incident, no delivery, no id, no revision."""
+    await store.rehearse([finding()], plan)
+    assert (await store.newest(10, open_only=False), await due(store)) == ([], [])
+    assert await store.changed_since(0) == (0, [])
+    assert len(await take(store, finding())) == 2
+
+
 async def test_a_lane_gives_its_deliveries_one_after_the_other(store: Store) -> None:
     """What is told to one receiver of one incident stays in order; another receiver does not wait for it."""
     first = await take(store, spike(), finding(), resolved(), resolved("end", kind=spike().kind))
