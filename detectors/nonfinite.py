@@ -215,6 +215,7 @@ class NonFiniteDetector:
         if row.step < first.step:
             episode.ranks, episode.ranks_said = {row.rank}, 1
         episode.first, episode.proven = row, proves
+        episode.why = "norm_only" if _norm_only(row) else "nonfinite"  # no overflow comes here
         return [self._said_again(slot, episode, row.time, row.step)]
 
     def _finite(self, slot: int, row: Row) -> list[Finding]:

@@ -62,7 +62,8 @@ def blank_series() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
         (),
         dtype=[
             ("seen", "f8"),
-            ("step", "i8"),
+            ("loss_step", "i8"),
+            ("norm_step", "i8"),
             ("loss", "f8"),
             ("norm", "f8"),
             ("scale_top", "f8"),
@@ -75,7 +76,7 @@ def blank_series() -> "np.ndarray[tuple[()], np.dtype[np.void]]":
             ("open", "?"),
         ],
     )
-    blank["step"] = blank["skip_step"] = -2 * STEP_LIMIT
+    blank["loss_step"] = blank["norm_step"] = blank["skip_step"] = -2 * STEP_LIMIT
     blank["loss"] = blank["norm"] = blank["scale_top"] = np.nan
     blank["rank_low"], blank["rank_high"], blank["world"] = 1 << 40, -(1 << 40), -1
     return blank
@@ -111,15 +112,12 @@ def remember(state: Array, slots: Array, columns: Columns, healthy: Array) -> No
     loss, norm, count = (columns[name] for name in ("loss", "grad_norm", "nonfinite"))
     told = loss[1][at] | norm[1][at] | count[1][at]
     state["applied"][slot[told]] = True
-    newer = np.flatnonzero(step > state["step"][slot])
-    if not len(newer):
-        return
-    order = newer[np.lexsort((newer, -step[newer], slot[newer]))]
-    best = order[np.r_[True, slot[order][1:] != slot[order][:-1]]]
-    state["step"][slot[best]] = step[best]
     for name, (values, valid) in (("loss", loss), ("norm", norm)):
-        known = best[valid[at][best]]
-        state[name][slot[known]] = values[at][known]
+        newer = np.flatnonzero(valid[at] & (step > state[f"{name}_step"][slot]))
+        if len(newer):
+            order = newer[np.lexsort((newer, -step[newer], slot[newer]))]
+            best = order[np.r_[True, slot[order][1:] != slot[order][:-1]]]
+            state[f"{name}_step"][slot[best]], state[name][slot[best]] = step[best], values[at][best]
 
 
 def note_row(state: Array, slot: int, row: Row) -> None:
@@ -132,12 +130,9 @@ def note_row(state: Array, slot: int, row: Row) -> None:
     one["seen"] = max(float(one["seen"][0]), row.time)
     if row.scale is not None:
         one["scale_top"] = np.fmax(one["scale_top"], row.scale)
-    if row.step > one["step"][0] and not row.bad:
-        one["step"] = row.step
-        if row.loss is not None:
-            one["loss"] = row.loss
-        if row.norm is not None:
-            one["norm"] = row.norm
+    for name, value in (("loss", row.loss), ("norm", row.norm)):
+        if value is not None and not row.bad and row.step > one[f"{name}_step"][0]:
+            one[f"{name}_step"], one[name] = row.step, value
 
 
 def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns, onset_step: int | None, known: np.void) -> Array:
@@ -154,7 +149,7 @@ def distinct(frame: Frame, rows: Array, bad: Array, columns: Columns, onset_step
         onset_step = int(step[np.argmax(begins)]) if begins.any() else -STEP_LIMIT - 1
     lower = rank < np.minimum.accumulate(np.r_[known["rank_low"], rank[:-1]])
     higher = rank > np.maximum.accumulate(np.r_[known["rank_high"], rank[:-1]])
-    told = columns["loss"][1] | columns["grad_norm"][1] | columns["nonfinite"][1]
+    told = columns["loss"][1] * 4 + columns["grad_norm"][1] * 2 + columns["nonfinite"][1]
     loss_bad = columns["loss"][1] & ~np.isfinite(columns["loss"][0])
     what = np.array(
         [step, is_bad_row, np.where(skipped_valid, skipped, 2)[rows], told[rows], loss_bad[rows]], dtype=np.int64

@@ -219,3 +219,12 @@ def test_large_frames_of_a_sick_job_say_what_small_ones_say(seed: int) -> None:
     said = [finding for begin in range(0, len(rows), 11) for finding in fed(small, rows[begin : begin + 11])]
     assert [repr(finding) for finding in fed(whole, rows)] == [repr(finding) for finding in said]
     assert {finding.state for finding in said} == {FindingState.FIRING, FindingState.RESOLVED}
+
+
+def test_a_place_that_is_corrected_by_a_row_without_a_scale_is_said_as_it_is() -> None:
+    """What began as a collapsed scale was a NaN on another rank a step before, whose row has no scale."""
+    detector = NonFinite().build()
+    rows = healthy(0, 9, ranks=2, loss_scale=1024.0)
+    fed(detector, [*rows, row(10, loss=2.0, nonfinite=5, skipped=True, loss_scale=1.0)])
+    (again,) = fed(detector, [row(9, 1, second=10, loss=NAN, scope="shard")])
+    assert again.title == "leviathan-7b: the loss is NaN on rank 1 at step 9"
