@@ -40,9 +40,9 @@ def make_app(
 ) -> FastAPI:
     """The application over an open ``bus``.
 
-    With a ``token``, everything but ``/healthz`` needs it. Without, the server answers only to ``hosts``, by default the
-    names of the loopback. ``push`` may be set by whoever changes an incident, to save the tenth of a second until it is
-    asked for. ``collectors`` join ``/metrics``. The live state runs for as long as the application's lifespan.
+    With a ``token``, everything but ``/healthz`` needs it. Without, the server answers only to ``hosts``, by default
+    the names of the loopback. ``push`` may be set by whoever changes an incident, to save the tenth of a second until
+    it is asked for. ``collectors`` join ``/metrics``. The live state runs as long as the application's lifespan.
     """
     allowed = hosts if hosts is not None or token is not None else LOOPBACK_NAMES
 
@@ -62,7 +62,7 @@ def make_app(
 
     app = FastAPI(
         title="Nantucket",
-        description="The fleet, the jobs and the incidents, now. Non-finite numbers are the strings NaN, Infinity, -Infinity.",
+        description="The fleet, jobs and incidents, now. Non-finite numbers are the texts NaN, Infinity, -Infinity.",
         version="1",
         lifespan=lifespan,
         openapi_url="/api/openapi.json",

@@ -45,10 +45,10 @@ async def arrow_stream(
 ) -> AsyncGenerator[bytes, None]:
     """The frames of ``schema_id`` that ``reader`` (not yet entered) has, as an Arrow IPC stream; it closes the reader.
 
-    Each batch's custom metadata carries ``topic``, ``offset``, ``next_offset``, ``time`` (the bus's clock, UTC seconds) and,
-    where there is something to tell, ``skipped`` (records before it that this reader was too slow for) and ``refused``
-    (frames before it that could not be read). It ends before the record numbered ``until``, or after ``limit`` records,
-    or, with neither, never.
+    Each batch's custom metadata carries ``topic``, ``offset``, ``next_offset``, ``time`` (the bus's clock, UTC seconds)
+    and, where there is something to tell, ``skipped`` (records before it that this reader was too slow for) and
+    ``refused`` (frames before it that could not be read). It ends before the record numbered ``until``, or
+    after ``limit`` records, or, with neither, never.
     """
     sink = _Sink()
     told = {"skipped": 0, "refused": 0}

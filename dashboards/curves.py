@@ -1,7 +1,7 @@
 """The curve of one attempt of a job: loss and gradient norm by step, bounded, with non-finite points kept.
 
-A point is present, absent or non-finite, for each column on its own. When the curve is full, it is thinned: of every two
-neighbours the more telling one stays, so that a spike or a NaN is never thinned away.
+A point is present, absent or non-finite, for each column on its own. When the curve is full, it is thinned evenly over
+its steps, and what tells most stays: a spike is not thinned away by the dull steps around it, nor a NaN by a spike.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ COLUMNS = ("loss", "grad_norm")
 
 
 class Curve:
-    """Points sorted by step. ``version`` grows with each change, and each point carries the one that changed it last."""
+    """Points sorted by step. ``version`` grows with each change, and each point has the one that changed it last."""
 
     def __init__(self, points_max: int = POINTS_MAX) -> None:
         self.version = 0
@@ -60,11 +60,11 @@ class Curve:
         return at
 
     def _thin(self) -> None:
-        """Halve all but the newest quarter."""
-        old = (self.count * 3 // 4) & ~1
-        weight = _telling(self.values[:, :old], self.valid[:, :old]).reshape(-1, 2)
-        pairs = np.arange(0, old, 2) + (weight[:, 1] > weight[:, 0])
-        kept = np.concatenate([pairs, np.arange(old, self.count)])
+        """Halve all but the newest quarter, evenly over the steps: its whole history stays on the curve."""
+        old = self.count * 3 // 4
+        kept = np.concatenate(
+            [_telling(self.steps[:old], self.values[:, :old], self.valid[:, :old]), np.arange(old, self.count)]
+        )
         for array in (self.steps, self.times, self.versions):
             array[: len(kept)] = array[kept]
         for table in (self.values, self.valid):
@@ -77,7 +77,7 @@ class Curve:
         return np.flatnonzero(self.versions[: self.count] > version)
 
     def rate(self, now: float, window_seconds: float) -> float | None:
-        """Steps a second over the last ``window_seconds`` before ``now``; ``None`` with fewer than two points in them."""
+        """Steps a second over the last ``window_seconds`` before ``now``; ``None`` with fewer than two points."""
         within = np.flatnonzero(self.times[: self.count] >= now - window_seconds)
         if len(within) < 2:
             return None
@@ -91,7 +91,18 @@ class Curve:
         return float(self.values[column, held[-1]]) if len(held) else None
 
 
-def _telling(values: Array, valid: Array) -> Array:
-    """How much a point tells: non-finite before all, then size, then being there at all."""
-    size = np.where(valid, np.where(np.isfinite(values), np.abs(values), np.inf), -1.0)
-    return np.asarray(np.nan_to_num(size, posinf=np.finfo(float).max).max(axis=0))
+def _telling(steps: Array, values: Array, valid: Array) -> Array:
+    """Which points to keep: of each span of steps the largest finite point and one non-finite one.
+
+    A span is a power of two and begins at a multiple of itself: spans that followed the newest step would, time after
+    time, take the point of the last span forward with them and leave a hole behind.
+    """
+    spans = max(1, len(steps) // 4)
+    span = steps >> int((steps[-1] - steps[0]) // spans).bit_length()
+    size = np.where(valid, np.abs(values), -1.0)
+    nonfinite = ~np.isfinite(size).all(axis=0)
+    largest = np.where(nonfinite, 0.0, size.max(axis=0))
+    group = 2 * span + nonfinite
+    order = np.lexsort((largest, group))
+    last_of_group = np.flatnonzero(np.diff(group[order], append=-1))
+    return np.sort(order[last_of_group])

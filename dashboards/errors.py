@@ -18,8 +18,8 @@ class TokenRequired(DashboardError):
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"refusing to listen on {host!r} without a token: expected a loopback address (127.0.0.1, ::1 or localhost), "
-            "or a configured token. Set serve.token in the configuration (or NANTUCKET_SERVE__TOKEN), or listen on 127.0.0.1."
+            f"refusing to listen on {host!r} without a token: expected a loopback address (127.0.0.1, ::1, localhost) "
+            "or a configured token. Set serve.token (environment: NANTUCKET_SERVE__TOKEN), or listen on 127.0.0.1."
         )
         self.host = host
 
@@ -29,7 +29,7 @@ class CannotListen(DashboardError):
 
     def __init__(self, host: str, port: int, cause: OSError) -> None:
         super().__init__(
-            f"cannot listen on {host}:{port}: {cause.strerror or cause}. Choose another port, or 0 for any that is free."
+            f"cannot listen on {host}:{port}: {cause.strerror or cause}. Choose another port, or 0 for any free one."
         )
         self.host = host
         self.port = port

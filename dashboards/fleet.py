@@ -21,13 +21,13 @@ GPUS_PER_NODE_MAX = 1_024
 STALE_SECONDS = 10.0
 """Ten times the usual sampling period: a GPU that has said nothing for so long is not shown as if it had."""
 FORGET_SECONDS = 900.0
-"""A GPU that has said nothing for a quarter of an hour has left the fleet (its node's silence was a finding long before)."""
+"""A GPU that has said nothing for a quarter of an hour has left the fleet; its silence was a finding long before."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeatMetric:
-    """One choice of the heatmap. ``low`` and ``high`` span the colours; ``worst_is_high`` says which end is bad: of a GPU
-    that trains, a high temperature, but a low utilization, power or use of memory."""
+    """One choice of the heatmap. ``low`` and ``high`` span the colours; ``worst_is_high`` says which end is bad: of a
+    GPU that trains, a high temperature, but a low utilization, power or use of memory."""
 
     name: str
     title: str

@@ -30,7 +30,7 @@ class IncidentSource(Protocol):
         ...
 
     async def changed_since(self, revision: int) -> tuple[int, list[Incident]]:
-        """The newest revision, and the incidents that have changed after ``revision`` (0: all), bounded by the source."""
+        """The newest revision, and what has changed after ``revision`` (0: all), bounded by the source."""
         ...
 
     async def ready(self) -> None:
@@ -111,7 +111,7 @@ def usd_per_hour(incidents: Sequence[Incident]) -> float:
 
 
 def _detected(incident: Incident) -> float:
-    """The incident's time in UTC seconds, whether it is written as a number or in ISO 8601; 0 where it cannot be read."""
+    """The incident's time in UTC seconds, written as a number or in ISO 8601; 0 where it cannot be read."""
     time = incident.get("detected_time")
     if isinstance(time, int | float):
         return float(time)

@@ -1,4 +1,4 @@
-"""The live service of a `serve` process: reads the fan-out, keeps the state, and once a tick encodes what has changed."""
+"""The live service of a `serve` process: reads the fan-out, keeps the state, and each tick encodes what has changed."""
 
 import asyncio
 import logging
@@ -223,7 +223,7 @@ class Live:
         )
 
     def job(self, name: str, attempt: str | None) -> dict[str, Any] | None:
-        """A job with the curve of its newest attempt, or of ``attempt``; ``None`` if there is no such job or attempt."""
+        """A job with the curve of its newest attempt, or of ``attempt``; ``None`` if there is none."""
         job = self.jobs.jobs.get(name)
         if job is None:
             return None

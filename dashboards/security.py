@@ -1,4 +1,4 @@
-"""Who may ask: the bearer token, the names under which a loopback listener is asked, and the headers of every answer."""
+"""Who may ask: the bearer token, the names under which the loopback is asked, and the headers of every answer."""
 
 import hashlib
 import hmac

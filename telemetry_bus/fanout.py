@@ -50,8 +50,8 @@ class OffsetGone(BusError):
 
     def __init__(self, topic: Topic, offset: int, earliest: int) -> None:
         super().__init__(
-            f"offset {offset} of {topic} is no longer held: the earliest here is {earliest}. Start there, or without an "
-            "offset; what is older is on the bus itself."
+            f"offset {offset} of {topic} is no longer held: the earliest here is {earliest}. Start there, or without "
+            "an offset; what is older is on the bus itself."
         )
         self.earliest = earliest
 

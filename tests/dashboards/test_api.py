@@ -1,4 +1,4 @@
-"""The API, over real HTTP: absent, zero and NaN stay three things, and every error is a problem that says what to do."""
+"""The API, over real HTTP: absent, zero and NaN stay three things, and every error is a problem that says why."""
 
 from __future__ import annotations
 

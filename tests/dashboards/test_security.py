@@ -52,7 +52,7 @@ async def test_the_right_token_opens_everything(tmp_path: Path) -> None:
 
 
 async def test_a_browser_trades_the_token_for_a_cookie_that_is_not_the_token(tmp_path: Path) -> None:
-    """`/?token=` sets an HttpOnly, SameSite cookie and leads to a URL without the token; the cookie then opens the API."""
+    """`/?token=` sets an HttpOnly, SameSite cookie and leads to a URL without it; the cookie then opens the API."""
     async with world(tmp_path, token=Token("right")) as here:
         answer = await here.http.get("/?token=right")
         assert (answer.status_code, answer.headers["location"]) == (303, "/")

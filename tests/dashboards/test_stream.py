@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow as pa
@@ -43,15 +44,15 @@ async def test_a_curve_grows_by_what_is_new(here: World) -> None:
         stream = events(answer)
         for _ in range(4):
             await anext(stream)
-        await here.steps(maker, first=50, loss=[float("nan"), 2.0])
-        async for name, data in stream:
-            if name == "curve" and data["curves"][0]["step"][-1] == 51:
-                (curve,) = data["curves"]
-                break
-        assert curve["loss"][-2:] == ["NaN", 2.0]
+        await here.steps(maker, first=50, loss=[1.0])
+        await newest_curve(stream, step=50)
+        await here.steps(maker, first=51, loss=[float("nan"), 2.0])
+        data = await newest_curve(stream, step=52)
+        assert data["curves"][0]["step"] == [51, 52]
+        assert data["curves"][0]["loss"] == ["NaN", 2.0]
         detail = (await here.http.get("/api/v1/jobs/run")).json()
         assert detail["curve"]["version"] >= data["version"]
-        assert len(detail["curve"]["step"]) == 52
+        assert len(detail["curve"]["step"]) == 53
 
 
 async def test_gpus_that_come_bring_a_new_layout(here: World) -> None:
@@ -105,7 +106,7 @@ async def test_one_client_too_many_is_refused() -> None:
 
 
 async def test_the_frames_of_a_topic_are_one_arrow_stream_that_can_be_resumed(here: World) -> None:
-    """pyarrow reads the answer; each batch names its offset, and going on at `next_offset` repeats and leaves out nothing."""
+    """pyarrow reads the answer; going on at a batch's `next_offset` repeats and leaves out nothing."""
     maker = FrameMaker("node-1")
     for watts in (1.0, float("nan"), 3.0):
         await here.gpus(maker, power_watts=[watts, None])
@@ -183,13 +184,20 @@ async def frames(http: httpx.AsyncClient, query: str) -> list[tuple[pa.RecordBat
     answer = await http.get(f"/api/v1/frames/telemetry.gpu{query}")
     assert answer.status_code == 200
     found = []
-    with pa.ipc.open_stream(answer.content) as reader:
-        with contextlib.suppress(StopIteration):
-            while True:
-                batch = reader.read_next_batch_with_custom_metadata()
-                metadata = {key.decode(): value.decode() for key, value in dict(batch.custom_metadata).items()}
-                found.append((batch.batch, metadata))
+    with pa.ipc.open_stream(answer.content) as reader, contextlib.suppress(StopIteration):
+        while True:
+            batch = reader.read_next_batch_with_custom_metadata()
+            metadata = {key.decode(): value.decode() for key, value in dict(batch.custom_metadata).items()}
+            found.append((batch.batch, metadata))
     return found
+
+
+async def newest_curve(stream: AsyncIterator[tuple[str, dict[str, Any]]], step: int) -> dict[str, Any]:
+    """The curve event that brings a step."""
+    async for name, data in stream:
+        if name == "curve" and data["curves"][0]["step"][-1] == step:
+            return data
+    raise AssertionError("the stream has ended")
 
 
 async def entered(stack: contextlib.AsyncExitStack, broadcast: Broadcast) -> AsyncIterator[bytes]:

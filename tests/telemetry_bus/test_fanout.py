@@ -110,6 +110,13 @@ async def take(reader: FanOutReader, count: int) -> list[Record | Skipped]:
     return [await anext(reader) for _ in range(count)]
 
 
+async def drained(fan: FanOut) -> None:
+    """Run a fan-out until its readers end."""
+    async with fan:
+        with fan.reader(Topic.GPU) as reader:
+            assert [item async for item in reader] == []
+
+
 async def everything_read(fan: FanOut, topic: Topic, count: int) -> None:
     """Wait until ``count`` records of ``topic`` have come through the fan-out."""
     with fan.oldest(topic) as reader:
@@ -161,7 +168,7 @@ async def test_the_ring_never_holds_more_than_its_bound() -> None:
 
 
 async def test_a_reader_resumes_at_an_offset_and_is_told_when_that_is_gone() -> None:
-    """An offset in the ring is where reading goes on; one that has left it is refused with the earliest that is held."""
+    """An offset in the ring is where reading goes on; one that has left it is refused with the earliest held."""
     async with MemoryBus() as bus, FanOut(bus, [Topic.GPU], start=Earliest(), ring_bytes=30) as fan:
         await bus.publish(Topic.GPU, [b"%010d" % number for number in range(5)])
         await everything_read(fan, Topic.GPU, 5)
@@ -218,9 +225,7 @@ async def test_a_fault_of_ours_ends_the_fan_out_loudly() -> None:
     bus.subscribe = None  # type: ignore[assignment,method-assign]  # a bus that breaks its own protocol
     fan = FanOut(bus, [Topic.GPU])
     with pytest.raises(ExceptionGroup) as caught:
-        async with fan:
-            with fan.reader(Topic.GPU) as reader:
-                assert [item async for item in reader] == []
+        await drained(fan)
     assert isinstance(fan.failure, TypeError)
     assert caught.group_contains(TypeError)
 

@@ -35,6 +35,11 @@ class Chart {
   show(steps: number[], numbers: Num[], onsets: Onset[], logarithmic: boolean, span: number | null): void {
     const { steps: xs, values, marks } = drawn(steps, numbers, logarithmic, span);
     this.#marks = marks;
+    this.#box.classList.toggle("bare", xs.length === 0);
+    if (xs.length === 0) {
+      this.restyle();
+      return;
+    }
     this.#onsets = onsets;
     if (this.#plot === null || this.#logarithmic !== logarithmic) this.#make(logarithmic);
     this.#plot!.setData([xs, values] as uPlot.AlignedData);

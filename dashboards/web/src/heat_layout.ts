@@ -16,7 +16,7 @@ export interface HeatLayout {
   top: number;
 }
 
-const CELL_MAX = 72;
+const CELL_MAX = 128;
 const LABEL = 15;
 const LABEL_ROOM = 62;
 

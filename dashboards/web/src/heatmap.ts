@@ -2,10 +2,13 @@ import { bit, bytesOf, type Cells, decodeCells, FINITE, MISSING, NEGATIVE_INFINI
 import { byId, choice, cssColor, make, say } from "./dom";
 import { plural } from "./format";
 import { corner, type HeatLayout, heatLayout, under } from "./heat_layout";
-import { gradient, shade } from "./ramp";
+import { gradient, isLight, shade } from "./ramp";
 import type { FleetEvent, FleetLayout, HeatChoice, HeatNow, Quantised } from "./types";
 
 const NAMES: Record<number, string> = { [MISSING]: "not reported", [NOT_A_NUMBER]: "NaN", [NEGATIVE_INFINITY]: "−Inf", 3: "+Inf" };
+
+/** From this size on, a cell has room for its number. */
+const NUMBER_CELL = 58;
 
 /** The fleet on a canvas: one cell a GPU, or one a node where there are too many GPUs to see. */
 export class Heatmap {
@@ -155,6 +158,10 @@ export class Heatmap {
         else if (kind === FINITE) {
           context.fillStyle = shade(cells.values[at]!, calm, glaring);
           context.fillRect(x, y, grid.cell, grid.cell);
+          if (grid.cell >= NUMBER_CELL) {
+            context.fillStyle = isLight(cells.values[at]!, calm, glaring) ? "#10151d" : "#f4f8fc";
+            written(context, withUnit(cells.values[at]!, chosen.unit), x, y, grid.cell);
+          }
         } else if (kind === MISSING) hatched(context, x, y, grid.cell, ink.missing);
         else crossed(context, x, y, grid.cell, ink.nan);
       }
@@ -223,6 +230,15 @@ function shortened(context: CanvasRenderingContext2D, text: string, width: numbe
   let shown = text;
   while (shown.length > 1 && context.measureText(`…${shown}`).width > width) shown = shown.slice(1);
   return `…${shown}`;
+}
+
+function written(context: CanvasRenderingContext2D, text: string, x: number, y: number, side: number): void {
+  context.save();
+  context.font = `600 ${Math.min(24, side / 4)}px system-ui, sans-serif`;
+  context.textAlign = "center";
+  context.textBaseline = "middle";
+  context.fillText(text, x + side / 2, y + side / 2);
+  context.restore();
 }
 
 function outlined(context: CanvasRenderingContext2D, x: number, y: number, side: number, ink: string): void {

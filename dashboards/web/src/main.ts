@@ -14,6 +14,9 @@ import { STALE_AFTER, verdict } from "./verdict";
 
 const SPANS: Record<string, number | null> = { all: null, "500": 500, "100": 100 };
 
+/** The server thins a curve at 4,096 points; a page that has twice as many asks for the thinned one. */
+const POINTS_MAX = 8_192;
+
 const heatmap = new Heatmap();
 const curves = new Curves();
 const incidents = new Incidents();
@@ -84,7 +87,7 @@ function choose(): void {
 
 function takeCurve(event: CurveEvent): void {
   if (curve === null) return;
-  if (!applyDelta(curve, event)) void askForCurve();
+  if (!applyDelta(curve, event) || curve.points.step.length > POINTS_MAX) void askForCurve();
   showCurve();
 }
 

@@ -18,6 +18,11 @@ const TABLE: readonly string[] = Array.from({ length: SHADES }, (_, at) => {
   return `rgb(${mixed.join(" ")})`;
 });
 
+/** Whether dark writing is read better than light on the colour of `value`. */
+export function isLight(value: number, calm: number, glaring: number): boolean {
+  return glaring !== calm && (value - calm) / (glaring - calm) > 0.45;
+}
+
 /** The colour of `value` on the span from `calm` to `glaring`, either of which may be the larger; it ends at the ends. */
 export function shade(value: number, calm: number, glaring: number): string {
   const share = glaring === calm ? 0 : (value - calm) / (glaring - calm);
