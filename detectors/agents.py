@@ -21,7 +21,7 @@ from faust.app.base import BootStrategy
 from detectors.detector import Detector, ReaderHealth, reader_health
 from telemetry_bus.bus import AtOffset, AtTime, Bus, Record, Start, Subscription
 from telemetry_bus.dead_letter import DeadLetters
-from telemetry_bus.errors import BusUnavailable
+from telemetry_bus.errors import BusUnavailable, FrameError
 from telemetry_bus.findings import Finding, findings_frame
 from telemetry_bus.frames import Frame, FrameMaker
 from telemetry_bus.intake import Intake
@@ -67,6 +67,18 @@ class _Event:
     pending: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Where a service begins: the committed offsets, the ends of the topics, the bus's time (UTC seconds) of the first
+    record that nobody has dealt with, and what of the records after that is in the dead-letter topic already (topic,
+    offset)."""
+
+    committed: Mapping[Topic, int]
+    ends: Mapping[Topic, int]
+    since: float
+    refused: frozenset[tuple[str, int]]
+
+
 class _NoBroker(BootStrategy):
     """Starts agents and nothing else of faust."""
 
@@ -88,10 +100,17 @@ class DetectorService:
     """Runs ``detectors`` over ``bus`` until it is cancelled: ``await service.run()`` inside a task group."""
 
     def __init__(
-        self, bus: Bus, detectors: Sequence[Detector], clock: Clock, dead_letters: DeadLetters, source: str
+        self,
+        bus: Bus,
+        detectors: Sequence[Detector],
+        clock: Clock,
+        dead_letters: DeadLetters,
+        source: str,
+        commit_seconds: float = COMMIT_SECONDS,
     ) -> None:
         self._bus, self._detectors, self._clock, self._dead = bus, tuple(detectors), clock, dead_letters
         self._maker = FrameMaker(source)
+        self._commit_seconds = commit_seconds
         self._channels: dict[str, Any] = {}
         self._events: deque[_Event] = deque()
         self._done: dict[Topic, int] = {}
@@ -155,31 +174,50 @@ class DetectorService:
             self._settled.set()
 
     async def _publish(self, name: str, findings: Sequence[Finding]) -> None:
+        """Until they are durable. What no reader would take (a text beyond its limit) leaves the others alone."""
+        frame = findings_frame(self._maker, findings, self._clock.now())
+        try:
+            await publish_until_durable(self._bus, Topic.FINDINGS, frame, self._clock)
+        except FrameError as error:
+            # Raised before anything was sent: the frame does not count, and readers must not miss it.
+            self._maker.seq = frame.manifest[0].seq
+            if len(findings) > 1:
+                for finding in findings:
+                    await self._publish(name, [finding])
+                return
+            self.stats.errors[name] += 1
+            _log.error("a finding of detector %s cannot be sent: %s", name, error)
+            return
         self.stats.findings[name] += len(findings)
-        now = self._clock.now()
-        await publish_until_durable(self._bus, Topic.FINDINGS, findings_frame(self._maker, findings, now), self._clock)
 
     async def _feed_for_ever(self) -> None:
-        committed = await self._when_there(self._committed)
-        following = dict(committed)
-        start: Start | Mapping[Topic, Start] = await self._when_there(self._warm_start)
+        position = await self._when_there(self._position)
+        following: dict[Topic, int] = {}
+        start: Start | Mapping[Topic, Start] = AtTime(position.since - WARM_SECONDS)
         while True:
             try:
                 async with self._bus.subscribe(self.topics, start) as subscription:
-                    await self._say_when_caught_up(subscription)
+                    await self._note_caught_up(subscription, position, following)
                     async for records in subscription:
                         for record in records:
-                            await self._feed(record, live=record.offset >= committed.get(record.topic, 0))
+                            await self._feed(record, position)
                             following[record.topic] = record.offset + 1
-                        await self._say_when_caught_up(subscription)
+                        await self._note_caught_up(subscription, position, following)
             except BusUnavailable as error:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
                 start = {t: AtOffset(following[t]) if t in following else start_of(start, t) for t in self.topics}
 
-    async def _say_when_caught_up(self, subscription: Subscription) -> None:
-        if not self.caught_up.is_set() and await subscription.caught_up():
-            self.caught_up.set()
+    async def _note_caught_up(
+        self, subscription: Subscription, position: _Position, following: Mapping[Topic, int]
+    ) -> None:
+        if self.caught_up.is_set() or not await subscription.caught_up():
+            return
+        self.caught_up.set()
+        # What is older than the window at the first start of all is nobody's concern any more. A topic of which nothing
+        # was read gets a position too, so that its first rows are found however long nobody reads.
+        unread = position.ends.keys() - position.committed.keys() - following.keys()
+        self._done.update({topic: position.ends[topic] for topic in unread - self._done.keys()})
 
     async def _when_there(self, call: Any) -> Any:
         while True:
@@ -189,26 +227,48 @@ class DetectorService:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
 
-    async def _committed(self) -> dict[Topic, int]:
-        return dict(await self._bus.committed(GROUP))
+    async def _position(self) -> _Position:
+        """Where the service before this one stopped, if there was one."""
+        ends = {topic: await self._bus.end(topic) for topic in self.topics}
+        committed = dict(await self._bus.committed(GROUP))
+        since = await self._first_waiting(committed, ends)
+        return _Position(committed, ends, since, await self._refused_since(since))
 
-    async def _warm_start(self) -> Start:
-        """Where to begin: :data:`WARM_SECONDS` before the first record that nobody has dealt with, or before now."""
-        committed = await self._committed()
-        if any([await self._bus.end(topic) > offset for topic, offset in committed.items()]):
+    async def _first_waiting(self, committed: Mapping[Topic, int], ends: Mapping[Topic, int]) -> float:
+        """The bus's time of the oldest record that nobody has dealt with, or now."""
+        if any(ends[topic] > offset for topic, offset in committed.items() if topic in ends):
             waiting = {topic: AtOffset(offset) for topic, offset in committed.items()}
             async with self._bus.subscribe(tuple(committed), waiting) as subscription:
                 async for records in subscription:
-                    return AtTime(records[0].time - WARM_SECONDS)
-        return AtTime(self._clock.now() - WARM_SECONDS)
+                    return min(self._clock.now(), *(record.time for record in records))
+        return self._clock.now()
 
-    async def _feed(self, record: Record, *, live: bool) -> None:
+    async def _refused_since(self, since: float) -> frozenset[tuple[str, int]]:
+        """Topic and offset of what is in the dead-letter topic already: the commit that followed it was lost."""
+        found, intake = set[tuple[str, int]](), Intake()
+        if not await self._bus.end(Topic.DEAD_LETTER):
+            return frozenset()
+        async with self._bus.subscribe((Topic.DEAD_LETTER,), AtTime(since)) as subscription:
+            if await subscription.caught_up():
+                return frozenset()
+            async for records in subscription:
+                frames = [taken.frame for taken in map(intake.take, records) if taken.frame is not None]
+                for frame in frames:
+                    rows = frame.batch.select(["topic", "offset"]).to_pylist()
+                    found.update((row["topic"], row["offset"]) for row in rows)
+                if await subscription.caught_up():
+                    break
+        return frozenset(found)
+
+    async def _feed(self, record: Record, position: _Position) -> None:
+        live = record.offset >= position.committed.get(record.topic, 0)
         taken = self.intake.take(record)
         self.stats.lag_seconds[record.topic] = max(0.0, self._clock.now() - record.time)
         if live:
             self.stats.warm = True
-            for refusal in taken.refusals:
-                await self._dead.put(refusal)
+            if (record.topic.value, record.offset) not in position.refused:
+                for refusal in taken.refusals:
+                    await self._dead.put(refusal)
         is_tick = record.topic is Topic.TICKS and taken.frame is not None
         wanted = [d for d in self._detectors if taken.frame is not None and (is_tick or record.topic in d.topics)]
         event = _Event(record, taken.frame, self._health(record) if is_tick else None, live, len(wanted))
@@ -244,7 +304,7 @@ class DetectorService:
 
     async def _commit_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(COMMIT_SECONDS)
+            await asyncio.sleep(self._commit_seconds)
             self._settle()
             if not self._done:
                 continue
