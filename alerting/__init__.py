@@ -16,11 +16,11 @@ from alerting.incident import Tier
 from alerting.reader import IncidentReader
 from alerting.receivers import RECEIVERS, Receiver, WebhookSettings
 from alerting.route import Routing
-from alerting.secret import Secret
 from alerting.service import AlertOptions, AlertService
 from alerting.stats import Stats
 from alerting.store import Store, StoreReader
 from alerting.testpage import PageResult, send_test_page
+from telemetry_bus.runtime.secret import Secret
 
 __all__ = [
     "RECEIVERS",

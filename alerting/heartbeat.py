@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 
 from alerting.errors import BadSetting
 from alerting.http import HttpClient, NoAnswer
-from alerting.secret import Secret
 from alerting.stats import Stats
+from telemetry_bus.runtime.secret import Secret
 
 BEAT_SECONDS = 30.0
 """Outside services expect a beat a minute; one may be lost."""
@@ -19,7 +19,7 @@ BEAT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
-def check_url(url: Secret) -> Secret:
+def check_url(url: Secret[str]) -> Secret[str]:
     """``url`` (it often holds a token, so it is a secret), or a :class:`BadSetting`."""
     if not url.reveal().startswith(("http://", "https://")):
         raise BadSetting(
@@ -32,7 +32,7 @@ class Heartbeat:
     """GETs ``url`` every ``every_seconds`` unless ``blindness`` says why Nantucket is blind just now."""
 
     def __init__(
-        self, url: Secret, blindness: Callable[[], Awaitable[str | None]], stats: Stats, every_seconds: float
+        self, url: Secret[str], blindness: Callable[[], Awaitable[str | None]], stats: Stats, every_seconds: float
     ) -> None:
         self._url = check_url(url)
         self._blindness = blindness

@@ -25,7 +25,6 @@ from alerting.plan import Planned, Planner
 from alerting.receivers import Receiver
 from alerting.rehearsal import rehearsal_findings
 from alerting.route import Routing
-from alerting.secret import Secret
 from alerting.stats import Stats
 from alerting.store import Recorded, Store
 from telemetry_bus.bus import AtOffset, Bus, Earliest, Record, Start, Subscription
@@ -33,6 +32,7 @@ from telemetry_bus.errors import BusError
 from telemetry_bus.findings import Finding
 from telemetry_bus.intake import Refusal
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
 
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)
@@ -61,7 +61,7 @@ class AlertOptions:
 
     presentation: Presentation = field(default_factory=Presentation)
     backoff: Backoff = field(default_factory=Backoff)
-    heartbeat_url: Secret | None = None
+    heartbeat_url: Secret[str] | None = None
     heartbeat_seconds: float = BEAT_SECONDS
     blind: Callable[[], Sequence[str]] = _sees_all
     dead_letter: Callable[[Refusal], Awaitable[None]] = _drop

@@ -9,7 +9,6 @@ from alerting.incident import Tier
 from alerting.reader import IncidentReader
 from alerting.receivers import RECEIVERS, Receiver
 from alerting.route import Routing
-from alerting.secret import Secret
 from alerting.service import AlertOptions, AlertService
 from alerting.store import Store, StoreReader
 from app.settings import Settings, SettingsError, secret_of
@@ -17,7 +16,6 @@ from app.telemetry import alert_metrics, collector_metrics, detector_metrics, li
 from app.wiring import Wiring
 from collectors.agent import NodeAgent
 from collectors.credentials import JobCredentials
-from collectors.credentials import Secret as JobSecret
 from collectors.registry import SourceOptions, build_source
 from collectors.source import Source
 from collectors.training import TrainingListener
@@ -29,6 +27,7 @@ from telemetry_bus import Frame, Refusal, Topic
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.publisher import publish_frame, tick_for_ever
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.secret import Secret
 
 LOOPBACK = "127.0.0.1"
 
@@ -66,7 +65,7 @@ def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListene
         region=settings.region,
         unix_path=settings.socket_path,
         tcp=None if port is None else (LOOPBACK, port),
-        credentials=JobCredentials(JobSecret(secret_of(settings.state))),
+        credentials=JobCredentials(Secret(secret_of(settings.state))),
     )
 
 

@@ -114,7 +114,8 @@ class NodeAgent:
         for task in self._tasks:
             task.cancel()
         try:
-            await asyncio.wait_for(self._drained(), FLUSH_SECONDS)
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._drained()
         except TimeoutError:
             self._sender.cancel()
             # The far end counts their frames as missing; here they are counted too.

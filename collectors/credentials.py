@@ -8,30 +8,12 @@ import base64
 import hashlib
 import hmac
 
+from telemetry_bus.runtime.secret import Secret
+
 SECRET_BYTES_MIN = 32
 """As many as the HMAC has: a shorter secret would be the weaker part. `openssl rand 32` makes one."""
 _VERSION = "ntk1"
 _PURPOSE = b"nantucket job token 1\0"
-
-
-class Secret:
-    """Bytes that do not show themselves in a repr, a log or an error."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: bytes) -> None:
-        if len(value) < SECRET_BYTES_MIN:
-            raise ValueError(
-                f"the secret has {len(value)} bytes; expected at least {SECRET_BYTES_MIN} random ones: openssl rand 32"
-            )
-        self._value = value
-
-    def __repr__(self) -> str:
-        return "Secret(***)"
-
-    def reveal(self) -> bytes:
-        """The bytes themselves."""
-        return self._value
 
 
 def job_token(secret: bytes, job: str) -> str:
@@ -43,7 +25,10 @@ def job_token(secret: bytes, job: str) -> str:
 class JobCredentials:
     """Makes and checks the tokens of one secret."""
 
-    def __init__(self, secret: Secret) -> None:
+    def __init__(self, secret: Secret[bytes]) -> None:
+        if len(secret.reveal()) < SECRET_BYTES_MIN:
+            found, wanted = len(secret.reveal()), SECRET_BYTES_MIN
+            raise ValueError(f"the secret has {found} bytes; expected at least {wanted} random ones: openssl rand {wanted}")
         self._secret = secret
 
     def __repr__(self) -> str:

@@ -20,8 +20,8 @@ from alerting.delivery import Delivery
 from alerting.errors import BadSetting, DeliveryFailed, Outcome
 from alerting.http import Answer, HttpClient, NoAnswer
 from alerting.incident import Tier
-from alerting.secret import Secret
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.secret import Secret
 
 DETAIL_CHARACTERS_MAX = 200
 SECRET_BYTES_MIN, SECRET_BYTES_MAX = 24, 64
@@ -35,8 +35,8 @@ class WebhookSettings:
     """How one webhook is reached. ``url`` may hold a token in its path or query, so it is kept like a secret."""
 
     name: str
-    url: Secret
-    secret: Secret
+    url: Secret[str]
+    secret: Secret[str]
     tiers: frozenset[Tier] = frozenset({Tier.PAGE})
 
     def __post_init__(self) -> None:

@@ -162,7 +162,8 @@ async def _running(command: list[str], port: int) -> AsyncIterator[None]:
         if process.returncode is None:
             process.terminate()
         try:
-            await asyncio.wait_for(process.communicate(), STOP_SECONDS)
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.communicate()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from collectors.credentials import JobCredentials, Secret, job_token
+from collectors.credentials import JobCredentials, job_token
 from collectors.errors import Refused, SocketTaken, UnsafeListener
 from collectors.training import Limits, TrainingListener
 from collectors.training_lanes import ByteBudget, Counters
 from collectors.training_wire import MESSAGE_BYTES_MAX, MESSAGE_ROWS_MAX, Stream
 from telemetry_bus.frames import Frame
 from telemetry_bus.runtime.clock import ManualClock
+from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
 from tests.sdk.recorder import Client, Recorder, hello, request, rows
 
@@ -564,4 +565,4 @@ def test_a_token_is_of_one_job_and_one_secret() -> None:
     assert not JobCredentials(Secret(bytes(32))).check("j", token)
     assert not CREDENTIALS.check("j", "\udc80")
     with pytest.raises(ValueError, match="expected at least 32"):
-        Secret(b"short")
+        JobCredentials(Secret(b"short"))

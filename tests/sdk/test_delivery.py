@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from collectors.credentials import JobCredentials, Secret
+from collectors.credentials import JobCredentials
 from collectors.training import TrainingListener
 from telemetry_bus.bus import Earliest, open_bus
 from telemetry_bus.intake import Intake
 from telemetry_bus.runtime.clock import SystemClock
+from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
 from tests.sdk.recorder import ROOT, Recorder, run_job, start_job
 

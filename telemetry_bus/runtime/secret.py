@@ -1,15 +1,19 @@
 """A value that must not be seen: it masks itself wherever it is printed."""
 
+from typing import Generic, TypeVar
 
-class Secret:
-    """Holds a secret text. Only :meth:`reveal` gives it away; ``repr``, ``str`` and ``format`` show a mask."""
+T = TypeVar("T", str, bytes)
+
+
+class Secret(Generic[T]):
+    """Holds a secret text or bytes. Only :meth:`reveal` gives it away; ``repr``, ``str`` and ``format`` show a mask."""
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: str) -> None:
-        self._value = value
+    def __init__(self, value: T) -> None:
+        self._value: T = value
 
-    def reveal(self) -> str:
+    def reveal(self) -> T:
         """The secret itself: hand it to the driver that needs it and keep it nowhere else."""
         return self._value
 
