@@ -48,6 +48,8 @@ class DeadLetters:
             await self._bus.publish(Topic.DEAD_LETTER, [encode(frame)])
             self.written += 1
         except BusUnavailable:
+            if self._maker.seq == frame.manifest[0].seq + 1:
+                self._maker.seq -= 1  # nobody got it: no reader shall miss it
             self.only_counted += 1
 
     def _has_room(self) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 
 from telemetry_bus.bus import Bus
 from telemetry_bus.errors import BusUnavailable
@@ -15,6 +16,8 @@ RETRY_MAX_SECONDS = 2.0
 """A bus that comes back is found within two seconds."""
 TICK_SECONDS = 1.0
 
+Sleep = Callable[[float], Awaitable[None]]
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +26,9 @@ async def publish_frame(bus: Bus, topic: Topic, frame: Frame) -> None:
     await bus.publish(topic, [encode(frame)])
 
 
-async def publish_until_durable(bus: Bus, topic: Topic, frame: Frame, clock: Clock) -> None:
+async def publish_until_durable(
+    bus: Bus, topic: Topic, frame: Frame, clock: Clock, sleep: Sleep = asyncio.sleep
+) -> None:
     """Publish, again and again while the bus is away, stamped anew each time. Only success or cancellation ends it."""
     wait = RETRY_FIRST_SECONDS
     while True:
@@ -32,13 +37,17 @@ async def publish_until_durable(bus: Bus, topic: Topic, frame: Frame, clock: Clo
             return
         except BusUnavailable as error:
             _log.warning("publishing to %s waits %.2f s: %s", topic, wait, error)
-        await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # jitter: many publishers do not come back at once
+        await sleep(wait * random.uniform(0.5, 1.0))  # jitter: many publishers do not come back at once
         wait = min(wait * 2, RETRY_MAX_SECONDS)
         frame = frame.sent_at(clock.now())
 
 
-async def tick_for_ever(bus: Bus, clock: Clock, source: str) -> None:
-    """Publish the bus's clock once a second, on a grid that does not drift. What cannot be sent is left out."""
+async def tick_for_ever(bus: Bus, clock: Clock, source: str, sleep: Sleep = asyncio.sleep) -> None:
+    """Publish the bus's clock once a second, on a grid that does not drift.
+
+    A tick that cannot be published is skipped, and its number is given to the next one: nobody misses it. What was
+    due during a pause (a bus that hung, a machine that slept) is left out: ticks never come in a burst.
+    """
     maker = FrameMaker(source)
     due = clock.monotonic()
     while True:
@@ -47,6 +56,8 @@ async def tick_for_ever(bus: Bus, clock: Clock, source: str) -> None:
         try:
             await publish_frame(bus, Topic.TICKS, frame)
         except BusUnavailable as error:
+            maker.seq = frame.manifest[0].seq
             _log.warning("no tick: %s", error)
-        due = max(due + TICK_SECONDS, clock.monotonic() - TICK_SECONDS)
-        await asyncio.sleep(max(0.0, due - clock.monotonic()))
+        missed = max(0.0, (clock.monotonic() - due) // TICK_SECONDS)
+        due += (missed + 1) * TICK_SECONDS
+        await sleep(max(0.0, due - clock.monotonic()))
