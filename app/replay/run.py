@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from alerting.group import Scene, group
+from alerting.incident import Tier
+from alerting.route import Routing
 from app.replay.readers import Run
 from detectors.detector import Detector, ReaderHealth
 from telemetry_bus.findings import Finding
 from telemetry_bus.frames import Frame, batch_of
 from telemetry_bus.frames import Run as ManifestRun
-from telemetry_bus.schemas import FindingState, Scope, Severity
+from telemetry_bus.schemas import FindingState, Scope
 
 ATTEMPT = "replay"
 ROWS_PER_FRAME = 256
@@ -34,8 +37,6 @@ QUIET_SECONDS = 5.0
 """Gaps between rows that are shorter have no ticks: no detector takes so short a silence for one."""
 GAP_TICKS_MAX = 512
 """Ticks of one gap: each second at first, then ever further apart, so that a gap of a day costs no more."""
-JOIN_ROWS = 50
-"""A page within so many rows after an incident of the same run has ended is the same trouble, still smouldering."""
 _BOOT = uuid.UUID(int=0)
 _COLUMNS = {
     "loss": "loss",
@@ -188,18 +189,15 @@ def _result(run: Run, found: Sequence[tuple[Finding, int]], rows_per_second: flo
 
 
 def pages_of(items: Sequence[ReplayFinding]) -> tuple[ReplayFinding, ...]:
-    """Those that would have woken somebody: a critical finding while no page of its job is open or has just ended."""
+    """Those with which somebody would have been paged: alerting's own grouping and routing decide."""
     pages: list[ReplayFinding] = []
-    open_kinds: set[str] = set()
-    ended_row = -JOIN_ROWS - 1
+    paged: set[str] = set()
+    scene, routing = Scene(), Routing()
     for item in items:
-        if item.finding.severity is not Severity.CRITICAL:
-            continue
-        if item.finding.state is FindingState.RESOLVED:
-            open_kinds.discard(item.finding.kind)
-            ended_row = item.row
-            continue
-        if not open_kinds and item.row - ended_row > JOIN_ROWS:
+        change = group(scene, item.finding, routing.tier)
+        scene = scene.after(change)
+        incident = change.incident
+        if incident is not None and incident.tier is Tier.PAGE and incident.id not in paged:
+            paged.add(incident.id)
             pages.append(item)
-        open_kinds.add(item.finding.kind)
     return tuple(pages)
