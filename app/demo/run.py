@@ -146,7 +146,7 @@ async def _result(system: System, watched: Watched, bad: dict[str, Any], deliver
         "paged_step": incident["detected_step"],
         "bad_step_to_page_ms": round(latency_ms, 1),
         "page": delivery["body"],
-        "dashboard": {"url": system.url, "frames_seen": seen, "incident_shown": shown},
+        "dashboard": {"url": system.url, "frames_seen": seen},
         "frames_missing": missing,
     }
 
