@@ -5,6 +5,7 @@ Exit status: 0 done; 1 it failed; 2 wrong usage or configuration; 130 interrupte
 
 import asyncio
 import logging
+import os
 import secrets
 import sys
 from collections.abc import Coroutine
@@ -331,6 +332,10 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has enough (`nantucket tail | head`): the interpreter must not flush once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
         from app.failures import explain
 

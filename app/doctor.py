@@ -81,11 +81,16 @@ async def _bounded(name: str, check: Check, settings: Settings) -> Checked:
     except TimeoutError:
         remedy = "Something hangs there: look at the process list and the kernel log."
         return Checked(name, Verdict.FAULT, f"no answer within {CHECK_SECONDS_MAX:.0f} s", remedy)
+    except OSError as error:
+        remedy = "Mend the owner or mode, or run doctor as the user who runs the roles."
+        return Checked(name, Verdict.FAULT, f"cannot be looked at: {error}", remedy)
 
 
 async def _state(settings: Settings, _clock: Clock) -> Checked:
     folder = settings.state
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        return Checked("state", Verdict.FAULT, f"{existing} is not a folder", "Choose another with --state FOLDER.")
     if not os.access(existing, os.W_OK):
         return Checked(
             "state", Verdict.FAULT, f"{existing} is not writable by this user", "Choose another with --state FOLDER."
@@ -103,6 +108,8 @@ async def _state(settings: Settings, _clock: Clock) -> Checked:
 
 
 async def _bus(settings: Settings, clock: Clock) -> Checked:
+    if settings.bus is None and not (settings.state / "bus").exists():
+        return Checked("bus", Verdict.NOTE, f"{settings.bus_url} is not there yet; the first role that starts makes it")
     try:
         async with open_bus(settings.bus_url, clock) as bus:
             ends = {topic.value: await bus.end(topic) for topic in (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)}

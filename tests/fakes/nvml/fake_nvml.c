@@ -1,6 +1,6 @@
 /* A small libnvidia-ml.so.1 for tests: the real pynvml loads it and cannot tell.
  *
- * What it says is read from the file named by NANTUCKET_FAKE_NVML at every call, so that a test can change it while a
+ * What it says is read from the file named by FAKE_NVML_ANSWERS at every call, so that a test can change it while a
  * process has it loaded. A line is "GPU KEY VALUE": GPU is an index or "*", the last line that fits wins. VALUE is a
  * number ("45u" is an unsigned int where a field says its type, "1.5" a double, else an unsigned long long), a text,
  * "!CODE" (fail with that nvmlReturn_t), or "hang" (never return). What is not in the file is not supported. A handle
@@ -18,7 +18,7 @@ enum { NO_GPU = -1, STALE_HANDLE = -2 };
 enum { TYPE_DOUBLE = 0, TYPE_UNSIGNED_INT = 1, TYPE_UNSIGNED_LONG_LONG = 3 };
 
 static Return say(int gpu, const char *key, char *text, size_t size) {
-    const char *path = getenv("NANTUCKET_FAKE_NVML");
+    const char *path = getenv("FAKE_NVML_ANSWERS");
     FILE *file = path ? fopen(path, "r") : NULL;
     char line[512], where[32], name[64], value[256], found[256] = "";
     if (!file) return UNKNOWN;

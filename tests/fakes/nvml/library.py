@@ -62,7 +62,7 @@ class FakeDriver:
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs to load it."""
-        return {"LD_LIBRARY_PATH": str(self.library), "NANTUCKET_FAKE_NVML": str(self.file)}
+        return {"LD_LIBRARY_PATH": str(self.library), "FAKE_NVML_ANSWERS": str(self.file)}
 
     def say(self, key: str, value: str, gpu: int | None = None) -> None:
         """From now on ``key`` of ``gpu`` (``None``: of all) is ``value``."""
