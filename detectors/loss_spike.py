@@ -144,6 +144,7 @@ class LossSpikeDetector:
         self.config = config
         self.series = SeriesTable(_blank(config.window))
 
+    @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Judge the losses of a frame, each job's in their order."""
         if not frame.rows:
@@ -332,8 +333,7 @@ def _note_restarts(now: Array, rows: _Rows, config: LossSpike) -> None:
 
     A learning rate beyond any that the run has had is no restart: it is a likely cause.
     """
-    with np.errstate(invalid="ignore"):
-        restart = (rows.lr > 2.0 * now["lr"]) & (rows.lr <= 1.05 * now["lr_top"])
+    restart = (rows.lr > 2.0 * now["lr"]) & (rows.lr <= 1.05 * now["lr_top"])
     back = (rows.step < now["step"]) & (now["rows"] > 0)
     now["grace"] = np.where(restart | back, config.restart_rows, np.maximum(now["grace"] - 1, 0))
     now["high"][back], now["risen"][back] = 0, 0

@@ -99,6 +99,7 @@ class NonFiniteDetector:
         self.series = SeriesTable(blank_series())
         self._episodes: dict[int, _Episode] = {}
 
+    @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Look at every row of a frame; rows of healthy jobs are only operations on arrays."""
         if not frame.rows:

@@ -78,6 +78,7 @@ class StallDetector:
         self.series = SeriesTable(_blank())
         self.ranks = RankSteps()
 
+    @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Note which jobs have moved."""
         if not frame.rows:
