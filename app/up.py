@@ -37,8 +37,9 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
         wiring = Wiring(settings, bus, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
             await _START[role](wiring)
-        await _ready(wiring)
-        _announce(wiring, sorted(roles), as_json=as_json)
+        await _ready(wiring, stopped)
+        if not stopped.done():
+            _announce(wiring, sorted(roles), as_json=as_json)
         return await stopped
 
 
@@ -76,13 +77,17 @@ def _on_signals(stopped: asyncio.Future[int]) -> None:
     loop.add_signal_handler(signal.SIGINT, stop, 130)
 
 
-async def _ready(wiring: Wiring) -> None:
-    """Wait until the roles have caught up; a bus that is away does not keep the process from being there."""
-    try:
-        async with asyncio.timeout(READY_SECONDS_MAX):
-            for event in wiring.awaited:
-                await event.wait()
-    except TimeoutError:
+async def _ready(wiring: Wiring, stopped: asyncio.Future[int]) -> None:
+    """Wait until the roles have caught up, or are told to stop. A bus that is away does not keep the process from being
+    there."""
+
+    async def caught_up() -> None:
+        for event in wiring.awaited:
+            await event.wait()
+
+    waiting: set[asyncio.Future[int] | asyncio.Future[None]] = {stopped, wiring.tasks.create_task(caught_up(), name="ready")}
+    done, _ = await asyncio.wait(waiting, timeout=READY_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+    if not done:
         _log.warning("still catching up with the bus after %.0f s", READY_SECONDS_MAX)
 
 

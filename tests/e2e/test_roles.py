@@ -87,11 +87,21 @@ class Machine:
         incident: dict[str, Any] = (await self.receiver.line(is_it, PAGE_SECONDS))["body"]["incident"]
         return incident
 
+    def client(self) -> httpx.AsyncClient:
+        """A client of the serving role."""
+        url = next(ready["url"] for ready in self.ready.values() if "url" in ready)
+        return httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {TOKEN}", "accept": "text/plain"})
+
     async def get(self, path: str) -> str:
         """What the serving role answers."""
-        url = next(ready["url"] for ready in self.ready.values() if "url" in ready)
-        async with httpx.AsyncClient(headers={"authorization": f"Bearer {TOKEN}", "accept": "text/plain"}) as client:
-            return (await client.get(url + path)).raise_for_status().text
+        async with self.client() as client:
+            return (await client.get(path)).raise_for_status().text
+
+    @contextlib.asynccontextmanager
+    async def reading_the_stream(self) -> AsyncIterator[AsyncIterator[str]]:
+        """The lines of the page's stream, whose connection stays open."""
+        async with self.client() as client, client.stream("GET", "/api/v1/stream") as response:
+            yield response.raise_for_status().aiter_lines()
 
 
 @pytest.fixture
@@ -159,7 +169,8 @@ FIGURES = {
 async def test_one_process_with_all_roles_pages_counts_and_ends(
     machine: Machine, with_signal: signal.Signals, status: int
 ) -> None:
-    """`nantucket up` pages the NaN, its /metrics carry what every role counted, and signals end it as they end one."""
+    """`nantucket up` pages the NaN, its /metrics carry what every role counted, and signals end it as they end one,
+    even while somebody looks at the page."""
     await machine.start("up")
     assert machine.ready["up"]["roles"] == sorted(COMMANDS)
     machine.go_bad("j")
@@ -169,7 +180,9 @@ async def test_one_process_with_all_roles_pages_counts_and_ends(
         while set(values) < set(FIGURES):
             values = {name: value for name, value in moved(await machine.get("/metrics")).items() if value > 0}
             await asyncio.sleep(0.05)
-    assert await machine.ended("up", with_signal) == status
+    async with machine.reading_the_stream() as lines:
+        await anext(lines)
+        assert await machine.ended("up", with_signal) == status
 
 
 def moved(metrics: str) -> dict[str, float]:
