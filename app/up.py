@@ -85,8 +85,8 @@ async def _ready(wiring: Wiring, stopped: asyncio.Future[int]) -> None:
         for event in wiring.awaited:
             await event.wait()
 
-    waiting: set[asyncio.Future[int] | asyncio.Future[None]] = {stopped, wiring.tasks.create_task(caught_up(), name="ready")}
-    done, _ = await asyncio.wait(waiting, timeout=READY_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+    ready = wiring.tasks.create_task(caught_up(), name="ready")
+    done, _ = await asyncio.wait({stopped, ready}, timeout=READY_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
     if not done:
         _log.warning("still catching up with the bus after %.0f s", READY_SECONDS_MAX)
 
