@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from alerting.errors import AlertingError, BadSetting, UnknownReceiver
 from app.bench.prometheus_peer import PeerMissing
 from app.processes import ProcessFailed
+from app.settings import SettingsError
 from collectors.errors import CollectorError, UnknownSource
 from dashboards.errors import DashboardError, TokenRequired
 from telemetry_bus.errors import BusError, UnknownBus, UnsuitableFolder
 
 FAILED, MISUSED = 1, 2
-_MISUSE = (BadSetting, UnknownReceiver, UnknownSource, TokenRequired, UnknownBus, UnsuitableFolder)
-_KNOWN = (AlertingError, BusError, CollectorError, DashboardError, PeerMissing, ProcessFailed)
+_MISUSE = (SettingsError, BadSetting, UnknownReceiver, UnknownSource, TokenRequired, UnknownBus, UnsuitableFolder)
+_KNOWN = (AlertingError, BusError, CollectorError, DashboardError, PeerMissing, ProcessFailed, SettingsError)
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:

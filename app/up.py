@@ -9,6 +9,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Sequence
+from typing import Any
 
 from app.output import console, print_json
 from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
@@ -86,7 +87,8 @@ async def _ready(wiring: Wiring, stopped: asyncio.Future[int]) -> None:
             await event.wait()
 
     ready = wiring.tasks.create_task(caught_up(), name="ready")
-    done, _ = await asyncio.wait({stopped, ready}, timeout=READY_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
+    waiting: tuple[asyncio.Future[Any], ...] = (stopped, ready)
+    done, _ = await asyncio.wait(waiting, timeout=READY_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
     if not done:
         _log.warning("still catching up with the bus after %.0f s", READY_SECONDS_MAX)
 

@@ -202,6 +202,16 @@ def test_variables_of_the_sdk_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> No
         (("job", "token", "j"), {"NANTUCKET_COLOUR": "1"}, "colour (environment NANTUCKET_COLOUR): unknown key"),
         (("serve", "--host", "0.0.0.0"), {}, "without a token"),
         (("detect", "--bus", "ftp://x"), {}, "the bus URL 'ftp://x' is not understood"),
+        (
+            ("alert",),
+            {"NANTUCKET_RECEIVERS__R__URL": "nonsense", "NANTUCKET_RECEIVERS__R__SECRET": SECRET},
+            "receivers.r.url: expected https://HOST/PATH",
+        ),
+        (
+            ("collect", "--socket", "/proc/version/x"),
+            {},
+            "collect.socket: the folder of /proc/version/x cannot be made",
+        ),
         (("up", "--colour"), {}, "No such option"),
         (("demo", "--simulate", "-1"), {}, "--simulate"),
         (("tail", "weather"), {}, "weather"),
