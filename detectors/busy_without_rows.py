@@ -79,6 +79,8 @@ class BusyWithoutRowsDetector:
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
         """Find the nodes that have worked for long without a training row."""
         state, config = self.nodes.state, self.config
+        if health.watching_since >= now - config.busy_seconds:
+            return ()  # Nobody watched for long enough: nothing is said, and nothing is taken back.
         since = max(health.watching_since, self._nowhere)
         working = (state["busy"] >= now - config.pause_seconds) & (state["busy"] - state["begun"] > config.busy_seconds)
         untold = (state["told"] < now - config.busy_seconds) & (since < now - config.busy_seconds)

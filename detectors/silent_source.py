@@ -53,7 +53,7 @@ class SilentSourceDetector:
         """Compare what was last seen of each source with the bus's clock."""
         oldest = now - self.config.silent_seconds
         if health.watching_since > oldest:
-            return self._say(now, (), health)
+            return ()  # Nobody watched: what was silent before may be so still, and nothing is taken back.
         silent = [
             name for name, seen in health.last_seen.items() if seen < oldest and name.endswith(self.config.suffixes)
         ]

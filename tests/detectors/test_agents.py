@@ -478,6 +478,23 @@ async def test_nobody_is_paged_for_silence_while_nantucket_itself_was_down(scene
     assert {finding.kind.value for finding in await scene.said()} == {name}
 
 
+@pytest.mark.parametrize("name", ["silent_source", "busy_without_rows"])
+async def test_what_was_silent_is_not_called_well_because_nobody_watched(scene: Scene, name: str) -> None:
+    """After a gap of ticks, in which nothing is known, the trouble that was said stands, and is not said again."""
+    gpus = FrameMaker("node-1/gpu")
+    async with scene.running(detector_config(name).build()):
+        for second in range(400):
+            scene.clock.advance(120.0 if second == 200 else 1.0)
+            now = scene.clock.now()
+            if name == "busy_without_rows" or second < 10:
+                row = {"time": [now], "node": ["node-1"], "gpu": [0], "uuid": ["G"], "simulated": [False]}
+                payload = encode(gpus.make("gpu/1", row | {"gpu_utilization_percent": [99.0]}, now))
+                await scene.real.publish(Topic.GPU, [payload])
+            await scene.tick()
+        await scene.committed_beyond(await scene.real.end(Topic.TICKS) - 1, Topic.TICKS)
+    assert [(finding.kind.value, finding.state) for finding in await scene.said()] == [(name, FindingState.FIRING)]
+
+
 async def test_rows_of_before_the_window_are_no_news_at_the_first_start(scene: Scene) -> None:
     """The first start of all looks back over the window and speaks of what it finds there, and of nothing older."""
     await scene.step(1, job="old", grad_norm=NAN)
