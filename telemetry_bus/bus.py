@@ -100,6 +100,10 @@ class Bus(Protocol):
         """How far ``group`` has come: the next offset of each topic that it has committed."""
         ...
 
+    async def identity(self) -> str:
+        """Which log this is. A log that was made anew has another one, and old offsets mean nothing in it."""
+        ...
+
     async def end(self, topic: Topic) -> int:
         """The offset that follows the newest record of ``topic``."""
         ...

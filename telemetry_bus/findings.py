@@ -52,7 +52,9 @@ class Cause:
 class Finding:
     """What a detector says of one job, node or source. ``None`` is "not known", never zero.
 
-    ``time`` and ``onset_time`` are event time, UTC seconds. ``about`` (see :func:`finding_id`) has made ``id``.
+    ``subject`` tells apart what may go wrong several times over within one job or node at once (a source, a topic, a
+    reason of refusal): trouble of another subject is another incident. ``time`` and ``onset_time`` are event time, UTC
+    seconds. ``about`` (see :func:`finding_id`) has made ``id``.
     """
 
     id: str
@@ -79,6 +81,7 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     causes: Sequence[Cause] = ()
     simulated: bool = False
+    subject: str | None = None
 
 
 def finding_id(*about: object) -> str:

@@ -165,11 +165,13 @@ FINDING = _schema(
     ("evidence", pa.string()),
     ("causes", pa.string()),
     ("simulated", pa.bool_()),
+    ("subject", pa.string()),
     required=frozenset({"time", "id", "detector", "kind", "state", "severity", "title", "simulated"}),
 )
 """``finding/1``: one row is one thing that a detector says. ``time`` is event time. ``id`` is made from what the
 finding is about: a detector that reads the log again says it under the same id. ``evidence`` is a JSON object,
-``causes`` a JSON list of ``{"cause", "confidence", "evidence"}``."""
+``causes`` a JSON list of ``{"cause", "confidence", "evidence"}``. ``subject`` tells apart what may go wrong
+several times over within one job or node at once: a source, a topic, a reason of refusal."""
 
 VERDICT = _schema(
     ("time", TIME),

@@ -93,6 +93,10 @@ class EmbeddedBus:
         """How far ``group`` has come."""
         return await self._read(lambda log: log.remembered(group))
 
+    async def identity(self) -> str:
+        """Which log this is: the UUID that it got when it was made."""
+        return await self._read(lambda log: log.identity())
+
     async def end(self, topic: Topic) -> int:
         """The offset that follows the newest record of ``topic``."""
         return await self._read(lambda log: log.end(topic))

@@ -4,6 +4,7 @@ SQLite comes with the package (apsw carries a current one) and not from the inte
 when several processes reset the write-ahead log. Only this file imports apsw.
 """
 
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ CREATE TABLE IF NOT EXISTS sizes (
     topic TEXT PRIMARY KEY, bytes INTEGER NOT NULL, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS positions (
     reader TEXT NOT NULL, topic TEXT NOT NULL, offset INTEGER NOT NULL, PRIMARY KEY (reader, topic)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS identity (id TEXT NOT NULL);
 """
 
 
@@ -97,6 +99,7 @@ class LogFile:
             if found != FORMAT and tables:
                 raise UnreadableLog(self.url, f"its format is {found}, this version reads format {FORMAT}")
             self._db.execute(_TABLES)
+            self._db.execute("INSERT INTO identity VALUES (?)", (str(uuid.uuid4()),))
             self._db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
@@ -149,6 +152,12 @@ class LogFile:
         values: list[str | int] = [value for topic in topics for value in (topic.value, cursor)]
         query = f"{' UNION ALL '.join([each] * (len(values) // 2))} ORDER BY 1 LIMIT ?"
         return query, [*values, BATCH_RECORDS]
+
+    def identity(self) -> str:
+        """The UUID that the log got when it was made."""
+        with self._failing("read"):
+            ((identity,),) = self._db.execute("SELECT id FROM identity")
+        return str(identity)
 
     def earliest(self, topic: Topic) -> int:
         """The oldest offset of ``topic``; the end of the log if it holds nothing."""

@@ -484,3 +484,12 @@ async def test_a_reader_behind_what_is_kept_goes_on_at_the_oldest(bus_factory: B
         kept = await trimmed(bus, clock, at_most(1000))
         assert await read(subscription, len(kept)) == kept
         assert await everything(bus, [Topic.TRAIN], AtOffset(first[0])) == kept
+
+
+async def test_a_log_has_an_identity_that_a_log_made_anew_does_not_share(bus_factory: BusFactory) -> None:
+    """Who remembers an offset can tell whether it is still an offset of the same log."""
+    async with bus_factory() as first, bus_factory() as second:
+        same = await first.identity()
+        assert same == await second.identity()
+    async with bus_factory() as again:
+        assert same == await again.identity()

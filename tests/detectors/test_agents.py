@@ -71,6 +71,9 @@ class Unwilling:
         self.stop_before: int | None = None
         self.stopped = asyncio.Event()
 
+    async def identity(self) -> str:
+        return await self._bus.identity()
+
     def stop_at(self, offset: int) -> None:
         """Yield no record from `offset` on."""
         self.stop_before = offset

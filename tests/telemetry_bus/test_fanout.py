@@ -33,6 +33,9 @@ class MemoryBus:
     async def __aexit__(self, *exc_info: object) -> None:
         pass
 
+    async def identity(self) -> str:
+        return self.url
+
     def poke(self) -> None:
         """Wake every subscription."""
         self.changed.set()
