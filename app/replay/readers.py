@@ -6,10 +6,10 @@ values.
 """
 
 import csv
-import io
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ PROBLEMS_MAX = 20
 CELL_CHARACTERS_SAID = 40
 STEP_MAX = (1 << 63) - 1
 """Steps are int64 on the bus."""
+TOO_LARGE = "a number that fits 64 bits (inf and -inf are written out)"
+LINE_END = re.compile(r"\r\n|\n|\r")
 TRUE, FALSE = frozenset({"1", "1.0", "true"}), frozenset({"0", "0.0", "false"})
 _TRAINER_KEYS = {"learning_rate": "lr", "loss": "loss", "grad_norm": "grad_norm"}
 
@@ -56,6 +58,12 @@ class Run:
         self.rows.append(row)
         for name, column in self.columns.items():
             column.append(values.get(name))
+
+
+class _Overflowed(str):
+    """The digits of a JSON number that is larger than any float: a mistake of the file, and no infinity."""
+
+    __slots__ = ()
 
 
 class _BadCell(Exception):
@@ -103,34 +111,34 @@ def _text(path: Path) -> str:
 
 
 def _read_csv(path: Path, text: str) -> Run:
-    lines = csv.reader(io.StringIO(text))
-    names = [name.strip() for name in _next(lines, path)]
+    # Line by line: a quote that is never closed can cost its own row, never the ones after it.
+    lines = ((at_line, line) for at_line, line in enumerate(LINE_END.split(text), start=1) if line.strip())
+    names = _header(path, lines)
     known = [name for name in names if name == "step" or name in MEASURES]
     _check_columns(path, names, known)
     places = {name: names.index(name) for name in known}
     run = Run(path, {name: [] for name in known})
-    row = -1
-    while True:
+    for row, (at_line, line) in enumerate(lines):
         try:
-            cells = next(lines)
-        except StopIteration:
-            return run
+            cells = _cells(line)
         except csv.Error as error:
-            row += 1
-            run.skip(f"line {lines.line_num}: {error}; the row is skipped")
+            run.skip(f"line {at_line}: {error}; the row is skipped")
             continue
-        if not cells:
-            continue
-        row += 1
         if len(cells) != len(names):
-            run.skip(f"line {lines.line_num}: {len(cells)} cells where the header has {len(names)}; the row is skipped")
+            run.skip(f"line {at_line}: {len(cells)} cells where the header has {len(names)}; the row is skipped")
             continue
-        _add(run, row, lines.line_num, {name: cells[at] for name, at in places.items()}, _cell)
+        _add(run, row, at_line, {name: cells[at] for name, at in places.items()}, _cell)
+    return run
 
 
-def _next(lines: Any, path: Path) -> list[str]:
+def _cells(line: str) -> list[str]:
+    """The cells of one line. Raises ``csv.Error``, also for a quote that the line does not close."""
+    return next(csv.reader([line], strict=True))
+
+
+def _header(path: Path, lines: Iterator[tuple[int, str]]) -> list[str]:
     try:
-        return next((cells for cells in lines if cells), [])
+        return [name.strip() for name in _cells(next(lines)[1])]
     except csv.Error as error:
         raise UnreadableRun(path, f"its first line is not CSV ({error})", "a header") from error
 
@@ -152,7 +160,7 @@ def _read_objects(path: Path, text: str) -> Run:
             continue
         row += 1
         try:
-            values = json.loads(raw)
+            values = _loads(raw)
         except (ValueError, RecursionError) as error:
             run.skip(f"line {line}: not JSON ({error}); the row is skipped")
             continue
@@ -163,11 +171,22 @@ def _read_objects(path: Path, text: str) -> Run:
     return run
 
 
+def _loads(text: str) -> Any:
+    """The value of a JSON text. Python's ``NaN`` and ``Infinity`` are taken; a number that overflows
+    stays its digits."""
+
+    def parse_float(digits: str) -> Any:
+        value = float(digits)
+        return _Overflowed(digits) if math.isinf(value) else value
+
+    return json.loads(text, parse_float=parse_float)
+
+
 def _trainer_history(path: Path, text: str) -> list[Any] | None:
     """The ``log_history`` if the whole text is one such object; ``None`` if it is something else, such as JSON
     lines."""
     try:
-        whole = json.loads(text)
+        whole = _loads(text)
     except (ValueError, RecursionError):
         return None
     if isinstance(whole, dict) and isinstance(whole.get("log_history"), list):
@@ -230,6 +249,8 @@ def _cell(name: str, text: str | None) -> Value:
         value = int(text) if name == "step" and text.lstrip("+-").isdigit() else float(text)
     except ValueError as error:
         raise _BadCell("a whole number" if name == "step" else "a number, nan, inf or -inf") from error
+    if isinstance(value, float) and math.isinf(value) and any(digit.isdigit() for digit in text):
+        raise _BadCell(TOO_LARGE)
     return _whole(value) if name in ("step", "nonfinite") else value
 
 
@@ -239,6 +260,8 @@ def _json_value(name: str, value: Any) -> Value:
     if name == "skipped":
         return _flag(str(value).lower()) if isinstance(value, bool | int | float) else _flag("")
     try:
+        if isinstance(value, _Overflowed):
+            raise _BadCell(TOO_LARGE)
         found = value if isinstance(value, int) and not isinstance(value, bool) else number(value)
         if found is not None and name not in ("step", "nonfinite"):
             return float(found)

@@ -62,6 +62,34 @@ def test_a_cell_that_is_not_what_its_column_holds_skips_its_row(tmp_path: Path, 
     assert f"column {column}" in run.problems[0]
 
 
+@pytest.mark.parametrize("bad", ['1,"1', '"1,1', '1,"1" 2', "1,1e400", "1,-1e400"])
+def test_a_bad_line_of_a_csv_costs_its_own_row_and_no_other(tmp_path: Path, bad: str) -> None:
+    """A quote that is never closed ends with its line, and a number that overflows is a mistake, not an infinity."""
+    run = read_run(written(tmp_path, "r.csv", f"step,loss\n0,1\n{bad}\n2,3\n3,4\n"))
+    assert run.columns["step"] == [0, 2, 3]
+    assert run.columns["loss"] == [1.0, 3.0, 4.0]
+    assert run.rows == [0, 2, 3]
+    assert (run.skipped_rows, len(run.problems)) == (1, 1)
+    assert "line 3" in run.problems[0]
+
+
+def test_a_quoted_cell_is_read(tmp_path: Path) -> None:
+    """Tools that quote every cell are understood."""
+    assert read_run(written(tmp_path, "r.csv", '"step","loss"\r\n"0","1.5"\r\n')).columns["loss"] == [1.5]
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "trainer_state.json"])
+def test_a_json_number_that_overflows_skips_its_row_and_is_named(tmp_path: Path, name: str) -> None:
+    """Only the literal spellings are non-finite: 1e999 is a mistake, said with its place and column."""
+    rows = ['{"step":0,"loss":1.0}', '{"step":1,"loss":1e999}', '{"step":2,"loss":Infinity}']
+    text = "\n".join(rows) if name == "r.jsonl" else f'{{"log_history":[{",".join(rows)}]}}'
+    run = read_run(written(tmp_path, name, text))
+    assert run.columns["loss"] == [1.0, math.inf]
+    place = "line 2" if name == "r.jsonl" else "log_history entry 1"
+    assert f"{place}, column loss: expected a number that fits 64 bits" in run.problems[0]
+    assert "found '1e999'" in run.problems[0]
+
+
 def test_a_row_with_too_few_or_too_many_cells_is_skipped(tmp_path: Path) -> None:
     """Cells that cannot be told apart are not guessed at."""
     run = read_run(written(tmp_path, "r.csv", "step,loss\n0\n1,2,3\n2,2\n"))
