@@ -20,6 +20,7 @@ from collectors.registry import SourceOptions, build_source
 from collectors.source import Source
 from collectors.training import TrainingListener
 from dashboards.app import make_app
+from dashboards.security import names_of
 from dashboards.server import serve
 from detectors.agents import DetectorService
 from detectors.registry import default_detectors
@@ -161,6 +162,7 @@ async def serving_role(wiring: Wiring) -> None:
         incidents,
         wiring.clock,
         token=None if token is None else Secret(token.get_secret_value()),
+        hosts=names_of(settings.serve.host) if token is None else None,
         push=wiring.incidents_changed,
         collectors=[wiring.gauges],
     )

@@ -8,6 +8,9 @@
     └── StartFailed         the web server did not come up
 """
 
+import errno
+import socket
+
 
 class DashboardError(Exception):
     """Anything that the dashboards refuse or cannot do."""
@@ -28,11 +31,16 @@ class CannotListen(DashboardError):
     """The address cannot be bound."""
 
     def __init__(self, host: str, port: int, cause: OSError) -> None:
-        super().__init__(
-            f"cannot listen on {host}:{port}: {cause.strerror or cause}. Choose another port, or 0 for any free one."
-        )
+        said = cause.strerror or str(cause)
+        super().__init__(f"cannot listen on {host}:{port}: {said[:1].lower()}{said[1:]}. {_remedy(host, cause)}")
         self.host = host
         self.port = port
+
+
+def _remedy(host: str, cause: OSError) -> str:
+    if isinstance(cause, socket.gaierror) or cause.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
+        return f"{host!r} is no address of this machine: expected 127.0.0.1, another of its addresses, or 0.0.0.0."
+    return "Choose another port, or 0 for any free one."
 
 
 class StartFailed(DashboardError):

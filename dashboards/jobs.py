@@ -28,8 +28,8 @@ METRICS_MAX = 64
 """Named numbers of an attempt whose newest value is kept."""
 RANKS_MAX = 1 << 20
 """Leviathan has 300,000 ranks; a bit array of them all takes 1 MiB."""
-SILENT_SECONDS = 30.0
-"""A job whose rows have stopped for so long is shown as silent."""
+SILENT_SECONDS = 60.0
+"""A job whose rows have stopped for so long is shown as silent, and has no rates: the slowest steps take less."""
 FORGET_SECONDS = 6 * 3600.0
 """A job that has been silent for six hours is no longer shown."""
 RATE_SECONDS = 30.0

@@ -74,10 +74,16 @@ class Live:
     async def _follow(self, topic: Topic) -> None:
         with self._fan.oldest(topic) as reader:
             taken = 0
+            moved = False
             async for item in reader:
                 if isinstance(item, Skipped):
                     self.skipped += item.count
+                    moved = True
                     continue
+                if moved:
+                    # What was left out came before this record, and is on the bus: nobody has lost it.
+                    self.intake.ledger.skipped_before(item.time)
+                    moved = False
                 self.take(item)
                 taken += 1
                 if taken % BREATH_RECORDS == 0:

@@ -31,6 +31,11 @@ HEADERS = {
 }
 
 
+def names_of(host: str) -> frozenset[str]:
+    """The names under which a server on the loopback address ``host`` may be asked: its own, and the usual ones."""
+    return LOOPBACK_NAMES | {f"[{host}]" if ":" in host else host.lower()}
+
+
 class Secret(Protocol):
     """A text that masks itself wherever it is printed."""
 

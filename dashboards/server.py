@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -44,6 +45,7 @@ async def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> AsyncIt
     Raises :class:`TokenRequired` for an address that others can reach while ``app`` has no token,
     :class:`CannotListen` if the address cannot be bound, and :class:`StartFailed`.
     """
+    _check_address(host, port)
     if not app.state.token_required and not is_loopback(host):
         raise TokenRequired(host)
     listener = _bind(host, port)
@@ -81,6 +83,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse what looks like an address and is none, before anybody is asked for a token for it."""
+    if not (":" in host or host.replace(".", "").isdigit()):
+        return
+    try:
+        ipaddress.ip_address(host)
+    except ValueError as error:
+        raise CannotListen(host, port, OSError(errno.EADDRNOTAVAIL, str(error))) from error
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -106,17 +106,18 @@ def job_summary(job: Job, now: float) -> dict[str, Any]:
     """A line of the job list. Absent is ``None``."""
     newest = job.newest
     curve = newest.curve
+    running = not newest.ended and now - newest.last_seen <= SILENT_SECONDS
     return {
         "job": job.name,
         "region": job.region,
         "attempt": newest.name,
         "attempts": job.attempts_seen,
-        "state": "ended" if newest.ended else "silent" if now - newest.last_seen > SILENT_SECONDS else "running",
+        "state": "running" if running else "ended" if newest.ended else "silent",
         "step": int(curve.steps[curve.count - 1]) if curve.count else None,
         "loss": curve.last(0),
         "grad_norm": curve.last(1),
-        "steps_per_second": curve.rate(now, RATE_SECONDS),
-        "tokens_per_second": newest.tokens_per_second(now),
+        "steps_per_second": curve.rate(now, RATE_SECONDS) if running else None,
+        "tokens_per_second": newest.tokens_per_second(now) if running else None,
         "world_size": newest.world_size,
         "ranks_seen": newest.ranks_seen,
         "rows": newest.rows,

@@ -4,6 +4,7 @@ Pure: it is given manifests and the time, and counts. Per source and boot, ``seq
 *outstanding* (a backlog may fill it) until :data:`LOST_AFTER_SECONDS`, then it is *lost*, which is final.
 """
 
+import math
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -33,6 +34,8 @@ class SourceCount:
     duplicates: int = 0
     lost: int = 0
     holes: dict[int, float] = field(default_factory=dict)
+    unread: dict[int, float] = field(default_factory=dict)
+    """Like ``holes``, of frames that this reader itself may have skipped: no loss, and fresh if they come after all."""
     early: set[int] = field(default_factory=set)
 
 
@@ -45,10 +48,19 @@ class SourceLedger:
         self.duplicate_total = 0
         self.lost_total = 0
         self.outstanding = 0
+        self._unread_before = -math.inf
 
     def __iter__(self) -> Iterator[SourceCount]:
         """Every boot of every source that is remembered."""
         return iter(self._counts.values())
+
+    def skipped_before(self, now: float) -> None:
+        """Say that this reader was moved past records that the bus took up to ``now`` (UTC seconds, its clock).
+
+        Frames that a source made between its last one seen by ``now`` and its next one may be among them: nobody
+        can call these missing.
+        """
+        self._unread_before = max(self._unread_before, now)
 
     def fresh(self, run: Run, now: float) -> bool:
         """Count ``run``, seen at ``now`` (UTC seconds on the bus's clock); False if it was here before."""
@@ -57,9 +69,9 @@ class SourceLedger:
         if count is None:
             count = self._counts[key] = SourceCount(run.source, run.seq, run.seq, now)
             self._forget()
+        fresh = self._place(count, run.seq, now)
         count.last_seen = max(count.last_seen, now)
         self._counts.move_to_end(key)
-        fresh = self._place(count, run.seq, now)
         if fresh:
             count.frames += 1
             self.frames_total += 1
@@ -70,12 +82,17 @@ class SourceLedger:
 
     def _place(self, count: SourceCount, seq: int, now: float) -> bool:
         if seq >= count.following:
-            self._open_holes(count, count.following, seq, now)
+            if count.last_seen <= self._unread_before:
+                self._remember_unread(count, count.following, seq, now)
+            else:
+                self._open_holes(count, count.following, seq, now)
             count.following = seq + 1
             return True
         if seq in count.holes:
             del count.holes[seq]
             self.outstanding -= 1
+            return True
+        if count.unread.pop(seq, None) is not None:
             return True
         if seq >= count.first or seq in count.early:
             return False
@@ -92,6 +109,10 @@ class SourceLedger:
         count.holes.update(dict.fromkeys(opened, now))
         self.outstanding += len(opened)
 
+    def _remember_unread(self, count: SourceCount, start: int, stop: int, now: float) -> None:
+        room = max(0, HOLES_MAX - len(count.unread))
+        count.unread.update(dict.fromkeys(range(max(start, stop - room), stop), now))
+
     def expire(self, now: float) -> None:
         """Call lost what is missing for :data:`LOST_AFTER_SECONDS`, and forget boots that are silent as long."""
         for key, count in list(self._counts.items()):
@@ -101,6 +122,7 @@ class SourceLedger:
             self.outstanding -= len(late)
             self.lost_total += len(late)
             count.lost += len(late)
+            count.unread = {seq: since for seq, since in count.unread.items() if now - since < LOST_AFTER_SECONDS}
             if not count.holes and now - count.last_seen >= LOST_AFTER_SECONDS:
                 del self._counts[key]
 

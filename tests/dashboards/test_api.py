@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from telemetry_bus.frames import FrameMaker
+from telemetry_bus.frames import FrameMaker, encode
 from telemetry_bus.topics import Topic
-from tests.dashboards.world import World, incident, strict_json
+from tests.dashboards.world import World, incident, strict_json, world
 
 NAN, INF = float("nan"), float("inf")
 
@@ -95,6 +98,36 @@ async def test_missing_and_repeated_frames_are_counted(here: World) -> None:
     text = (await here.http.get("/metrics")).text
     assert "nantucket_frames_outstanding 3.0" in text
     assert "nantucket_frames_duplicate_total 1.0" in text
+
+
+async def test_what_the_page_skipped_itself_is_not_called_missing(tmp_path: Path) -> None:
+    """A burst larger than the ring moves the live reader forward: the frames that it left out are skipped, and a frame
+    that its maker never sent afterwards is still missing."""
+    async with world(tmp_path, ring_bytes=20_000) as here:
+        live, maker = here.services.live, FrameMaker("node-1")
+
+        def payload() -> bytes:
+            now = here.clock.now()
+            columns = {"time": [now], "node": ["node-1"], "gpu": [0], "simulated": [False]}
+            return encode(maker.make("gpu/1", columns, now))
+
+        await here.bus.publish(Topic.GPU, [payload()])
+        await until(lambda: live.frames[Topic.GPU] == 1)
+        await here.bus.publish(Topic.GPU, [payload() for _ in range(200)])
+        await until(lambda: live.skipped + live.frames[Topic.GPU] == 201)
+        assert live.skipped > 0
+        assert live.frame_counts()["missing"] == 0
+        assert live.frame_counts()["duplicate"] == 0
+        await here.bus.publish(Topic.GPU, [payload()])
+        payload()
+        await here.bus.publish(Topic.GPU, [payload()])
+        await until(lambda: live.frame_counts()["missing"] == 1)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for it."""
+    while not condition():
+        await asyncio.sleep(0.005)
 
 
 async def test_bytes_that_are_no_frame_are_counted_with_their_reason_and_stop_nothing(here: World) -> None:

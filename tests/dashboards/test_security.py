@@ -9,6 +9,7 @@ import pytest
 
 from dashboards.app import make_app
 from dashboards.errors import CannotListen, TokenRequired
+from dashboards.security import names_of
 from dashboards.server import serve
 from telemetry_bus.bus import open_bus
 from telemetry_bus.runtime.clock import SystemClock
@@ -107,6 +108,30 @@ async def test_listening_to_the_world_works_with_a_token(tmp_path: Path) -> None
         async with serve(app, "0.0.0.0") as port, httpx.AsyncClient() as http:
             headers = {"Authorization": "Bearer right", "Host": "nantucket.example"}
             assert (await http.get(f"http://127.0.0.1:{port}/api/v1/jobs", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "127.0.0.1"])
+async def test_a_page_on_a_loopback_address_answers_to_that_address(tmp_path: Path, host: str) -> None:
+    """Whatever the server was told to listen on is a name under which it is asked."""
+    clock = SystemClock()
+    async with open_bus(f"file://{tmp_path}", clock) as bus:
+        app = make_app(bus, IncidentList(), clock, hosts=names_of(host))
+        async with serve(app, host) as port, httpx.AsyncClient() as http:
+            assert (await http.get(f"http://{host}:{port}/api/v1/jobs")).status_code == 200
+            foreign = await http.get(f"http://{host}:{port}/api/v1/jobs", headers={"Host": "evil.example"})
+            assert foreign.status_code == 421
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "::zz", "192.0.2.1"])
+async def test_what_is_no_address_of_this_machine_is_said_so(tmp_path: Path, host: str) -> None:
+    """Another port would not help: the message says what is wrong with the host."""
+    clock = SystemClock()
+    async with open_bus(f"file://{tmp_path}", clock) as bus:
+        app = make_app(bus, IncidentList(), clock, token=Token("right"))
+        with pytest.raises(CannotListen, match="no address of this machine") as refused:
+            async with serve(app, host):
+                pass
+        assert "port, or 0" not in str(refused.value)
 
 
 async def test_a_port_that_is_taken_is_said_so(here: World, tmp_path: Path) -> None:

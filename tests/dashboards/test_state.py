@@ -178,6 +178,27 @@ def test_the_longest_silent_job_makes_room_and_silent_jobs_are_freed() -> None:
     assert sorted(state.jobs) == ["run-4"]
 
 
+@pytest.mark.parametrize(("age", "state"), [(0.0, "running"), (59.0, "running"), (61.0, "silent"), (600.0, "silent")])
+def test_a_job_whose_rows_have_stopped_is_silent_and_has_no_rate(age: float, state: str) -> None:
+    """A killed job is not called running for long, and its last speed is not shown as its speed."""
+    known = jobs.JobsState()
+    for second in range(3):
+        known.observe(steps(time=NOW + second, step=[second], loss=[1.0], tokens=[10]))
+    line = views.job_summary(known.jobs["run"], NOW + 2.0 + age)
+    assert line["state"] == state
+    assert (line["steps_per_second"], line["tokens_per_second"]) == ((1.0, 10.0) if age == 0.0 else (None, None))
+
+
+def test_a_job_that_has_ended_has_no_rate() -> None:
+    """Its last speed is history."""
+    known = jobs.JobsState()
+    for second in range(3):
+        known.observe(steps(time=NOW + second, step=[second], loss=[1.0], tokens=[10]))
+    known.jobs["run"].newest.ended = True
+    line = views.job_summary(known.jobs["run"], NOW + 2.0)
+    assert (line["state"], line["steps_per_second"], line["tokens_per_second"]) == ("ended", None, None)
+
+
 def test_the_step_rate_is_not_known_from_one_step() -> None:
     """A rate needs two steps at two times; until then it is absent, not zero."""
     state = jobs.JobsState()

@@ -43,6 +43,18 @@ def test_a_hole_is_outstanding_until_a_backlog_fills_it() -> None:
     assert totals(ledger) == (6, 1, 0, 0)
 
 
+def test_frames_that_the_reader_skipped_are_not_missing_and_are_taken_if_they_come() -> None:
+    """A reader that was moved forward knows no loss in what it left out; a hole that opens later is one again."""
+    ledger = SourceLedger()
+    for seq in (0, 1):
+        ledger.fresh(run(seq), NOW)
+    ledger.skipped_before(NOW + 5)
+    assert ledger.fresh(run(9), NOW + 6)
+    assert totals(ledger) == (3, 0, 0, 0)
+    assert [ledger.fresh(run(seq), NOW + 7) for seq in (4, 4, 12)] == [True, False, True]
+    assert totals(ledger) == (5, 1, 2, 0)
+
+
 def test_a_frame_that_was_here_is_a_duplicate() -> None:
     """At once or later, it is not taken twice."""
     ledger = SourceLedger()
