@@ -33,8 +33,7 @@ class Presentation:
             raise BadSetting(
                 "usd_per_gpu_hour", repr(self.usd_per_gpu_hour), "US dollars, 0 or more and below a million"
             )
-        for key in ("base_url", "runbook_base_url"):
-            value = getattr(self, key)
+        for key, value in (("serve.public_url", self.base_url), ("alert.runbooks", self.runbook_base_url)):
             if value is not None and not value.startswith(("http://", "https://")):
                 raise BadSetting(key, repr(value), "a URL that begins with http:// or https://")
 

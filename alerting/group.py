@@ -83,13 +83,21 @@ def group(scene: Scene, finding: Finding, tier_of: Callable[[Finding], Tier]) ->
     if finding.state is FindingState.RESOLVED:
         return _resolve(scene, finding)
     ending = scene.endings.get(finding.kind)
-    if ending is not None and finding.time <= ending.time:
+    if ending is not None and _is_late(finding, ending):
         return Change(finding, ending.incident_id)
     incident = _home(scene, finding)
     if incident is None:
         fresh = opened(finding, Scope.of(finding), scene.episodes.get(finding.kind, 0) + 1, tier_of(finding))
         return Change(finding, fresh.id, fresh, Turn.FIRING)
     return _join(incident, finding, tier_of(finding))
+
+
+def _is_late(finding: Finding, ending: Ending) -> bool:
+    """Of a subject one detector speaks, tick by tick: what it says after an end, at the same tick, is no late evidence.
+
+    So a lag that falls from critical to warning, whose one level ends as the other is said, goes on.
+    """
+    return finding.time < ending.time or (finding.time == ending.time and finding.subject is None)
 
 
 def _home(scene: Scene, finding: Finding) -> Incident | None:

@@ -19,13 +19,14 @@ BEAT_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
-def check_url(url: Secret[str]) -> Secret[str]:
-    """``url`` (it often holds a token, so it is a secret), or a :class:`BadSetting`."""
+def check_url(url: Secret[str]) -> None:
+    """Refuse ``url`` with a :class:`BadSetting` where it is none. It often holds a token, so it is not shown."""
     if not url.reveal().startswith(("http://", "https://")):
         raise BadSetting(
-            "heartbeat_url", "a text that does not begin with http:// or https:// (not shown)", "https://HOST/PATH"
+            "alert.heartbeat_url",
+            "a text that does not begin with http:// or https:// (not shown)",
+            "https://HOST/PATH",
         )
-    return url
 
 
 class Heartbeat:
@@ -34,7 +35,7 @@ class Heartbeat:
     def __init__(
         self, url: Secret[str], blindness: Callable[[], Awaitable[str | None]], stats: Stats, every_seconds: float
     ) -> None:
-        self._url = check_url(url)
+        self._url = url
         self._blindness = blindness
         self._stats = stats
         self._every_seconds = every_seconds

@@ -40,37 +40,37 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Whom trouble is about. ``about`` is ``job/NAME``, ``node/NAME``, ``source/NAME`` or ``detector/NAME``.
+    """Whom trouble is about. ``about`` is ``job/NAME``, ``node/NAME`` or ``detector/NAME``.
 
+    ``subject`` tells apart what may go wrong several times over there (see :class:`~telemetry_bus.findings.Finding`).
     What is simulated has a scope of its own, so that it can never join, resolve or hide what is real.
     """
 
     about: str
     attempt: str | None
     simulated: bool
+    subject: str | None = None
 
     @classmethod
     def of(cls, finding: Finding) -> Self:
-        """The scope of ``finding``: its job if it names one, else its node, its source, or who says it."""
-        source = finding.evidence.get("source")
+        """The scope of ``finding``: its job if it names one, else its node, or who says it; and its subject."""
         if finding.job is not None:
             about = f"job/{quote(finding.job, safe='')}"
         elif finding.node is not None:
             about = f"node/{quote(finding.node, safe='')}"
-        elif isinstance(source, str):
-            about = f"source/{quote(source, safe='')}"
         else:
             about = f"detector/{quote(finding.detector, safe='')}"
-        return cls(about, finding.attempt, finding.simulated)
+        return cls(about, finding.attempt, finding.simulated, finding.subject)
 
     def text(self) -> str:
         """The scope as one string, different for every scope."""
         attempt = "" if self.attempt is None else f"/attempt/{quote(self.attempt, safe='')}"
-        return f"{'simulated/' if self.simulated else ''}{self.about}{attempt}"
+        subject = "" if self.subject is None else f"/subject/{quote(self.subject, safe='')}"
+        return f"{'simulated/' if self.simulated else ''}{self.about}{attempt}{subject}"
 
 
 def paging_key(scope: Scope, kind: FindingKind, episode: int) -> str:
-    """What decides who is paged: scope, attempt, class of trouble and episode (from 1)."""
+    """What decides who is paged: scope (with attempt and subject), class of trouble and episode (from 1)."""
     return f"{scope.text()}/{kind.value}/{episode}"
 
 

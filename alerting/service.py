@@ -19,7 +19,7 @@ from alerting.deliver import Deliverer
 from alerting.delivery import Backoff
 from alerting.errors import BadSetting, StoreUnavailable
 from alerting.group import Scene
-from alerting.heartbeat import BEAT_SECONDS, Heartbeat
+from alerting.heartbeat import BEAT_SECONDS, Heartbeat, check_url
 from alerting.intake import FindingsIntake
 from alerting.plan import Planned, Planner
 from alerting.receivers import Receiver
@@ -66,6 +66,10 @@ class AlertOptions:
     blind: Callable[[], Sequence[str]] = _sees_all
     dead_letter: Callable[[Refusal], Awaitable[None]] = _drop
     on_change: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        if self.heartbeat_url is not None:
+            check_url(self.heartbeat_url)
 
 
 class AlertService:

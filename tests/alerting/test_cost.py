@@ -46,11 +46,11 @@ def test_what_is_over_costs_nothing_more() -> None:
     [
         ({"usd_per_gpu_hour": -1.0}, "usd_per_gpu_hour"),
         ({"usd_per_gpu_hour": float("nan")}, "usd_per_gpu_hour"),
-        ({"base_url": "watch.example"}, "base_url"),
-        ({"runbook_base_url": "javascript:alert(1)"}, "runbook_base_url"),
+        ({"base_url": "watch.example"}, r"^serve\.public_url: "),
+        ({"runbook_base_url": "javascript:alert(1)"}, r"^alert\.runbooks: "),
     ],
 )
 def test_a_presentation_that_cannot_be_is_refused(changes: dict[str, object], key: str) -> None:
-    """A price is a price, and a link is a link."""
+    """A price is a price, and a link is a link; the message names the key of the configuration."""
     with pytest.raises(BadSetting, match=key):
         Presentation(**changes)  # type: ignore[arg-type]

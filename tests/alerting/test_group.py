@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -185,6 +186,63 @@ def test_an_incident_comes_back_from_the_store_as_it_was() -> None:
     """Nothing is lost in the document that the store keeps."""
     incident = World().take(finding(simulated=True), spike(simulated=True)).only
     assert Incident.from_document(incident.document()) == incident
+
+
+def lag(name: str, severity: Severity, at: float, state: FindingState = FindingState.FIRING, **changes: Any) -> Finding:
+    """Lag of a topic, as the detector that watches Nantucket itself says it: about no job."""
+    given: dict[str, Any] = {
+        "detector": "lag",
+        "kind": FindingKind.LAG,
+        "state": state,
+        "severity": severity,
+        "time": at,
+        "onset_time": at,
+        "job": None,
+        "attempt": None,
+        "rank": None,
+        "subject": "train",
+    }
+    return finding(name, **(given | changes))
+
+
+def test_troubles_of_one_kind_with_different_subjects_are_incidents_of_their_own() -> None:
+    """The end of one says nothing of the others, and a second one is told although the first is open."""
+    world = World().take(
+        lag("train", Severity.CRITICAL, T0),
+        lag("gpu", Severity.CRITICAL, T0 + 5, subject="gpu"),
+        lag("train over", Severity.INFO, T0 + 9, FindingState.RESOLVED),
+    )
+    assert {item.paging_key: item.status for item in world.incidents.values()} == {
+        "detector/lag/subject/train/lag/1": Status.RESOLVED,
+        "detector/lag/subject/gpu/lag/1": Status.FIRING,
+    }
+    assert world.told() == ["firing", "firing", "resolved"]
+
+
+def test_a_subject_cannot_be_made_to_look_like_an_attempt_or_a_job() -> None:
+    """A subject is named as such in the key, and quoted."""
+    given = [
+        finding("plain", job="a", attempt="1"),
+        finding("subject", job="a", attempt=None, subject="1"),
+        finding("both", job="a", attempt="1", subject="1"),
+        finding("odd", job="a", attempt="1/subject/1"),
+        finding("empty", job="a", attempt="1", subject=""),
+    ]
+    assert len(World().take(*given).incidents) == len(given)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_lag_that_falls_back_to_a_lower_level_goes_on_as_a_new_episode(seconds: float) -> None:
+    """What a detector says of a subject after an end, at that very tick or later, is no late evidence."""
+    world = World().take(
+        lag("critical", Severity.CRITICAL, T0),
+        lag("critical over", Severity.CRITICAL, T0 + 9, FindingState.RESOLVED),
+        lag("warning", Severity.WARNING, T0 + 9 + seconds),
+    )
+    assert [(item.status, item.tier, item.episode) for item in world.incidents.values()] == [
+        (Status.RESOLVED, Tier.PAGE, 1),
+        (Status.FIRING, Tier.TICKET, 2),
+    ]
 
 
 KINDS = [FindingKind.NONFINITE, FindingKind.LOSS_SPIKE, FindingKind.STALL, FindingKind.BUSY_WITHOUT_ROWS]

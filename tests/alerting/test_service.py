@@ -275,6 +275,13 @@ async def test_whoever_watches_the_store_is_called_after_each_change(
     assert revisions == sorted(revisions)
 
 
+def test_a_heartbeat_that_cannot_be_names_its_key_and_not_its_secret() -> None:
+    """The message says which key of the configuration to change; the URL, which often holds a token, is not in it."""
+    with pytest.raises(BadSetting, match=r"^alert\.heartbeat_url: expected https://HOST/PATH") as refused:
+        AlertOptions(heartbeat_url=Secret("t0ken.example"))
+    assert "t0ken" not in str(refused.value)
+
+
 async def test_two_receivers_cannot_have_one_name(bus: Bus, store: Store, hook: WebhookServer) -> None:
     """A name is in the delivery's id, so it must say who is meant."""
     twice = [settings(hook).build(CLOCK), settings(hook).build(CLOCK)]
