@@ -5,6 +5,7 @@
     BusError
     ├── FrameError              bytes that are no frame; ``reason`` is also the metric label
     ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
+    │   └── LogRemoved          its file was deleted or replaced under an open bus
     ├── BusClosed               used before it was opened or after it was closed
     ├── UnsuitableFolder        a folder on which the embedded log must not stand
     ├── InaccessibleFolder      a folder that cannot be made or written
@@ -56,6 +57,18 @@ class BusUnavailable(BusError):
 
     def __init__(self, url: str, action: str, cause: BaseException | None) -> None:
         super().__init__(f"the bus {url} could not {action}: {cause}. Nothing was acknowledged; try again.")
+        self.url = url
+
+
+class LogRemoved(BusUnavailable):
+    """The embedded log's file is no longer the one that was opened: what is written would be in no folder."""
+
+    def __init__(self, url: str) -> None:
+        BusError.__init__(
+            self,
+            f"log.sqlite in the bus folder {url} was deleted or replaced while this process had it open. Nothing was "
+            "acknowledged, and nothing will be: expected the log to stay in place. Restart every process that uses it.",
+        )
         self.url = url
 
 

@@ -101,6 +101,11 @@ class EmbeddedBus:
         """The offset that follows the newest record of ``topic``."""
         return await self._read(lambda log: log.end(topic))
 
+    async def check(self, seconds_max: float) -> bool:
+        """Look through the log's file for damage; False if it was not all seen in time. Raises UnreadableLog."""
+        end = self._clock.monotonic() + seconds_max
+        return await self._read(lambda log: log.check_pages(lambda: self._clock.monotonic() > end))
+
     @contextlib.asynccontextmanager
     async def subscribe(
         self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start]
@@ -195,6 +200,7 @@ class _Readers:
         if log is None:
             log = self._local.log = LogFile(self._folder, self._url)
             self._logs.append(log)
+        log.check_in_place()
         return work(log)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ when several processes reset the write-ahead log. Only this file imports apsw.
 """
 
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Self
 import apsw
 
 from telemetry_bus.bus import Record
-from telemetry_bus.errors import BusUnavailable, InaccessibleFolder, UnreadableLog
+from telemetry_bus.errors import BusUnavailable, InaccessibleFolder, LogRemoved, UnreadableLog
 from telemetry_bus.topics import Topic
 
 BUSY_SECONDS = 5.0
@@ -24,6 +24,8 @@ BATCH_RECORDS = 256
 BATCH_BYTES = 4 * 1024 * 1024
 TRIM_RECORDS = 256
 """Records deleted in one transaction, so that a publish never waits long behind retention."""
+CHECK_INSTRUCTIONS = 10_000
+"""Of SQLite's machine, between two questions whether a check should give up."""
 
 _GIB = 1024**3
 _MIB = 1024**2
@@ -78,8 +80,9 @@ class LogFile:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.url = url
+        self._path = folder / "log.sqlite"
         with self._failing("open"):
-            self._db = apsw.Connection(str(folder / "log.sqlite"))
+            self._db = apsw.Connection(str(self._path))
             try:
                 self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
                 self._db.execute(
@@ -88,6 +91,38 @@ class LogFile:
             except apsw.Error:
                 self._db.close()
                 raise
+        self._file = self._identity_of_file()
+
+    def _identity_of_file(self) -> tuple[int, int] | None:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def check_in_place(self) -> None:
+        """Raise LogRemoved if the file in the folder is not the one that is open here: SQLite would not notice."""
+        if self._file is None or self._identity_of_file() != self._file:
+            raise LogRemoved(self.url)
+
+    def check_pages(self, give_up: Callable[[], bool]) -> bool:
+        """Look through the whole file for damage; False if ``give_up`` said True before the end. Raises UnreadableLog.
+
+        It reads every page, which for a log at its limits is gibibytes: hence ``give_up``.
+        """
+        self._db.set_progress_handler(give_up, CHECK_INSTRUCTIONS)
+        try:
+            with self._failing("check its pages"):
+                found = [str(text) for (text,) in self._db.execute("PRAGMA quick_check(1)")]
+        except BusUnavailable as error:
+            if isinstance(error.__cause__, apsw.InterruptError):
+                return False
+            raise
+        finally:
+            self._db.set_progress_handler(None)
+        if found != ["ok"]:
+            raise UnreadableLog(self.url, "; ".join(found))
+        return True
 
     def create(self) -> None:
         """Make the tables where they are missing. Raises UnreadableLog for tables of another version."""

@@ -146,6 +146,7 @@ class Writer:
 
     def _append(self, log: LogFile, appends: Sequence[_Append]) -> None:
         try:
+            log.check_in_place()
             offsets = log.append([(item.topic, item.payloads) for item in appends], self._clock.now())
         except BusError as error:
             for item in appends:
@@ -156,6 +157,7 @@ class Writer:
 
     def _remember(self, log: LogFile, item: _Remember) -> None:
         try:
+            log.check_in_place()
             log.remember(item.reader, item.offsets)
         except BusError as error:
             item.answer(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from telemetry_bus import BusUnavailable, Earliest, Latest, Topic, UnknownBus, U
 from telemetry_bus.embedded import DEFAULT_LIMITS, EmbeddedBus, TopicLimit, sqlite_version
 from telemetry_bus.embedded.folder import NETWORK_FILESYSTEMS, filesystem_of, refuse_network
 from telemetry_bus.embedded.store import LogFile
-from telemetry_bus.errors import InaccessibleFolder, UnreadableLog
+from telemetry_bus.errors import InaccessibleFolder, LogRemoved, UnreadableLog
 from telemetry_bus.runtime.clock import ManualClock, SystemClock
 
 NOBODY = 65534
@@ -201,6 +202,48 @@ async def test_pages_that_were_damaged_are_noticed_when_they_are_read(tmp_path: 
     with pytest.raises(UnreadableLog):
         async with EmbeddedBus(tmp_path, SystemClock()) as bus, bus.subscribe([Topic.TRAIN], Earliest()) as damaged:
             await anext(aiter(damaged))
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["deleted", "replaced"])
+async def test_a_log_that_is_taken_away_is_noticed_by_publishers_and_readers(tmp_path: Path, replaced: bool) -> None:
+    """SQLite goes on writing into a deleted file: nothing is acknowledged that no other process can ever read."""
+    folder = tmp_path / "bus"
+    async with EmbeddedBus(folder, SystemClock()) as bus:
+        await bus.publish(Topic.TRAIN, [b"before"])
+        assert await bus.end(Topic.TRAIN) == 2
+        await asyncio.to_thread(shutil.rmtree, folder)
+        if replaced:
+            await opened(folder)
+        with pytest.raises(BusUnavailable, match="deleted or replaced") as told:
+            await bus.publish(Topic.TRAIN, [b"after"])
+        assert isinstance(told.value, LogRemoved)
+        assert told.value.retryable
+        with pytest.raises(LogRemoved, match="Restart every process"):
+            await bus.commit("reader", {Topic.TRAIN: 1})
+        with pytest.raises(LogRemoved):
+            await bus.end(Topic.TRAIN)
+
+
+async def test_a_check_finds_damage_that_no_read_has_met(tmp_path: Path) -> None:
+    """A page in the middle of the file is overwritten: opening goes well, the check does not."""
+    async with EmbeddedBus(tmp_path, SystemClock()) as bus:
+        await bus.publish(Topic.TRAIN, [os.urandom(1000) for _ in range(200)])
+        assert await bus.check(60.0)
+    path = tmp_path / "log.sqlite"
+    data = bytearray(path.read_bytes())
+    data[30 * 4096 : 31 * 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+    async with EmbeddedBus(tmp_path, SystemClock()) as bus:
+        with pytest.raises(UnreadableLog, match=r"log\.sqlite"):
+            await bus.check(60.0)
+
+
+async def test_a_check_that_takes_too_long_says_that_it_did_not_see_all(tmp_path: Path) -> None:
+    """A log of gibibytes must not keep `doctor` waiting; what was not looked at is not called good."""
+    async with EmbeddedBus(tmp_path, SystemClock()) as bus:
+        await bus.publish(Topic.TRAIN, [b"x" * 100] * 10_000)
+        assert await bus.check(-1.0) is False
+        assert await bus.check(60.0) is True
 
 
 @pytest.mark.parametrize("version", [0, 2])
