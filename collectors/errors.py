@@ -120,6 +120,8 @@ class Refused(StrEnum):
     BAD_ROW = "bad_row"
     BAD_CELL = "bad_cell"
     MISSING_CELL = "missing_cell"
+    UNFRAMEABLE = "unframeable"
+    """Every cell was checked and still they are no frame: a fault of this collector's limits, which ends nothing."""
 
 
 class WireRefusal(CollectorError):

@@ -13,6 +13,7 @@ import socket
 import stat
 import struct
 from collections import deque
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -358,6 +359,12 @@ class _Connection:
         self._unacknowledged -= 1
         self._settled.set()
 
+    def refuse(self, stream: Stream, seq: int, refusal: WireRefusal) -> None:
+        """Say that a message cannot be published; whoever says it has counted and logged it."""
+        self._answer_refused(refusal, {"stream": stream, "seq": seq})
+        self._unacknowledged -= 1
+        self._settled.set()
+
     def _send(self, body: dict[str, Any]) -> None:
         if self._writer.is_closing():
             return
@@ -370,6 +377,9 @@ class _Connection:
         if refusal.reason not in self._said:  # once for each connection and reason; the counter has them all
             self._said.add(refusal.reason)
             LOGGER.warning("an SDK's message is refused: %s", refusal)
+        self._answer_refused(refusal, body)
+
+    def _answer_refused(self, refusal: WireRefusal, body: Mapping[str, Any]) -> None:
         answer: dict[str, Any] = {"type": "refuse", "reason": refusal.reason, "message": str(refusal)}
         if isinstance(body.get("stream"), str) and type(body.get("seq")) is int:
             answer |= {"stream": body["stream"][:16], "seq": body["seq"]}

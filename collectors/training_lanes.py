@@ -15,7 +15,7 @@ from typing import Protocol
 
 from collectors.errors import Refused, WireRefusal
 from collectors.training_wire import STREAM_SCHEMAS, STREAM_TOPICS, Hello, RowsMessage, Stream
-from telemetry_bus.errors import BusUnavailable
+from telemetry_bus.errors import BusUnavailable, FrameError, InvalidPayload
 from telemetry_bus.frames import Frame, Run, batch_of, encode
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.schemas import SCHEMAS
@@ -23,11 +23,16 @@ from telemetry_bus.topics import Topic
 
 LOGGER = logging.getLogger(__name__)
 FRAME_ROWS_MAX = 4_096
-"""Messages are merged until a frame has this many rows; the last one may add 1,024. With every fixed column (250
-bytes) and the longest identity (1.3 KiB) that is 8 MiB, and the frame's texts come on top, bounded below: together
-under 16 MiB."""
-FRAME_TEXT_BYTES_MAX = 4 * 1024 * 1024
-"""JSON bytes of the messages in one frame, which bounds the texts in their rows."""
+"""Messages are merged until a frame has this many rows (the last one may add 1,024): a commit that stays short."""
+FRAME_BYTES_WANTED = 12 * 1024 * 1024
+"""Messages are merged while their frame stays below this, by :func:`bytes_in_frame`, which errs upwards. With every
+fixed column (280 bytes) and the longest identity (1.2 KiB) 4,096 rows have 6 MiB; texts come on top. One message has
+at most 1,024 such rows and 256 KiB of JSON, in which a number may grow fourfold when it is written again: under 3 MiB,
+so that nothing that was checked comes near the 16 MiB of a frame."""
+CELL_BYTES = 9
+"""At most: eight of a number or four of a text's offset, and a bit that says whether it is there."""
+RUN_BYTES = 1_024
+"""A run in the manifest (256 bytes of source at most and 38 more), with room for the frame's own head."""
 HELD_BYTES_MAX = 32 * 1024 * 1024
 """JSON bytes that are held while the bus is slow or away; parsed, a message takes three to five times that. A rank has
 at most 1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections
@@ -41,14 +46,19 @@ RETRY_SECONDS_FIRST = 0.05
 RETRY_SECONDS_MAX = 1.0
 
 Publish = Callable[[Topic, Frame], Awaitable[object]]
-"""Puts a frame on the bus and returns once it is durable; raises ``BusUnavailable`` to be tried again."""
+"""Puts a frame on the bus and returns once it is durable; raises ``BusUnavailable`` to be tried again, and
+``FrameError`` or ``InvalidPayload`` for what the bus would never take."""
 
 
 class Answering(Protocol):
-    """Who is told when a message is durable."""
+    """Who is told what became of a message."""
 
     def acknowledge(self, stream: Stream, seq: int) -> None:
-        """Say that this message needs not be sent again."""
+        """Say that this message is durable and needs not be sent again."""
+        ...
+
+    def refuse(self, stream: Stream, seq: int, refusal: WireRefusal) -> None:
+        """Say that this message cannot be published and must not be sent again."""
         ...
 
 
@@ -102,6 +112,8 @@ class Message:
     size: int
     clock_offset: Callable[[], float]
     waiting: list[Answering]
+    frame_bytes: int = 0
+    """What it adds to a frame, at most; known once its rows are filled."""
 
 
 class Lane:
@@ -161,36 +173,61 @@ class Lane:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Publish for ever."""
+        """Publish for ever. What cannot be a frame is refused; it ends nothing."""
         while True:
             await self._arrived.wait()
-            messages = self._take()
-            await self._publish_durably(messages)
-            self._counters.frames[self.stream] += 1
-            for message in messages:
-                key = _key(message.hello, self.stream)
-                del self._under_way[(key, message.rows.seq)]
-                self._counters.messages[self.stream] += 1
-                self._counters.rows[self.stream] += len(message.rows.rows)
-                self._counters.rows_dropped_by_sdks += message.rows.dropped
-                _acknowledge(message)
-            await self._budget.give_back(sum(message.size for message in messages))
+            groups = [self._take()]
+            while groups:
+                group = groups.pop()
+                unframeable = await self._publish_durably(group)
+                if unframeable is None:
+                    await self._settle(group)
+                elif len(group) == 1:
+                    await self._refuse(group[0], unframeable)
+                else:
+                    half = len(group) // 2
+                    groups += [group[half:], group[:half]]
             if not self._queue:
                 self._arrived.clear()
                 self._idle.set()
 
+    async def _settle(self, messages: Sequence[Message]) -> None:
+        self._counters.frames[self.stream] += 1
+        for message in messages:
+            del self._under_way[(_key(message.hello, self.stream), message.rows.seq)]
+            self._counters.messages[self.stream] += 1
+            self._counters.rows[self.stream] += len(message.rows.rows)
+            self._counters.rows_dropped_by_sdks += message.rows.dropped
+            _acknowledge(message)
+        await self._budget.give_back(sum(message.size for message in messages))
+
+    async def _refuse(self, message: Message, unframeable: Exception) -> None:
+        LOGGER.error("rows of job %s cannot be a frame: %s", message.hello.job, unframeable)
+        del self._under_way[(_key(message.hello, self.stream), message.rows.seq)]
+        self._counters.refused[Refused.UNFRAMEABLE] += 1
+        expected = f"expected {len(message.rows.rows)} rows that a frame of the bus can hold"
+        refusal = WireRefusal(Refused.UNFRAMEABLE, f"the message: {expected}, found {str(unframeable)[:300]}")
+        for connection in message.waiting:
+            connection.refuse(self.stream, message.rows.seq, refusal)
+        await self._budget.give_back(message.size)
+
     def _take(self) -> list[Message]:
         messages: list[Message] = []
         rows = size = 0
-        while self._queue and rows < FRAME_ROWS_MAX and size < FRAME_TEXT_BYTES_MAX:
-            message = self._queue.popleft()
-            messages.append(message)
-            rows += len(message.rows.rows)
-            size += message.size
+        while self._queue and rows < FRAME_ROWS_MAX:
+            size += self._queue[0].frame_bytes
+            if messages and size > FRAME_BYTES_WANTED:
+                break
+            messages.append(self._queue.popleft())
+            rows += len(messages[-1].rows.rows)
         return messages
 
-    async def _publish_durably(self, messages: Sequence[Message]) -> None:
-        batch = batch_of(STREAM_SCHEMAS[self.stream], columns_of(self.stream, messages))
+    async def _publish_durably(self, messages: Sequence[Message]) -> Exception | None:
+        """Publish, however long the bus is away; return what makes these rows no frame, if they are none."""
+        try:
+            batch = batch_of(STREAM_SCHEMAS[self.stream], columns_of(self.stream, messages))
+        except (ValueError, TypeError, OverflowError) as error:  # Arrow's own are among them
+            return error
         pause = RETRY_SECONDS_FIRST
         while True:
             now = self._clock.now()
@@ -204,8 +241,10 @@ class Lane:
                     LOGGER.warning("training rows wait: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS_MAX)
+            except (FrameError, InvalidPayload) as error:
+                return error
             else:
-                return
+                return None
 
 
 def source_of(hello: Hello, stream: Stream) -> str:
@@ -242,6 +281,22 @@ def _fill(message: Message, region: str | None, node: str) -> None:
     message.rows.rows[:] = [
         {**{name: shared[name] for name in known if name in shared}, **row} for row in message.rows.rows
     ]
+    message.frame_bytes = bytes_in_frame(message.rows)
+
+
+def bytes_in_frame(message: RowsMessage) -> int:
+    """The most bytes that these rows, filled, take in a frame: each column's width and each text's UTF-8."""
+    cells = len(message.rows) * len(SCHEMAS[STREAM_SCHEMAS[message.stream]]) * CELL_BYTES
+    return (
+        RUN_BYTES
+        + cells
+        + sum(
+            len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+            for row in message.rows
+            for value in row.values()
+            if type(value) is str
+        )
+    )
 
 
 def warm_up(now: float) -> None:

@@ -35,6 +35,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,95}")
 METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 DETAIL_BYTES_MAX = 32 * 1024
 """Half of what a cell of a frame may hold: the stack of a hung rank."""
+IDENTITY_BYTES_MAX = 253
+"""UTF-8 bytes of a role, node, region or GPU UUID, as of a host's name: every row of the process repeats all four."""
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
@@ -301,6 +303,19 @@ def _bool(value: object) -> bool:
     return value
 
 
+def _identity_text(longest: int) -> Callable[[object], str]:
+    """A text that every row of a process repeats: bounded in the bytes that it takes in each."""
+    characters = _text(longest)
+
+    def check(value: object) -> str:
+        text = characters(value)
+        if (size := len(text.encode())) > longest:
+            raise ValueError(f"expected a text of at most {longest} bytes in UTF-8, found {size}")
+        return text
+
+    return check
+
+
 def _text(longest: int) -> Callable[[object], str]:
     def check(value: object) -> str:
         if not isinstance(value, str) or not 0 < len(value) <= longest:
@@ -358,10 +373,10 @@ def _shown(value: object) -> str:
 HELLO_FIELDS: dict[str, Check] = {
     "sdk": _text(64),
     "world_size": _count(INT32_MAX),
-    "role": _text(253),
-    "node": _text(253),
-    "region": _text(253),
-    "uuid": _text(253),
+    "role": _identity_text(IDENTITY_BYTES_MAX),
+    "node": _identity_text(IDENTITY_BYTES_MAX),
+    "region": _identity_text(IDENTITY_BYTES_MAX),
+    "uuid": _identity_text(IDENTITY_BYTES_MAX),
     "gpu": _count(INT32_MAX),
     "dp": _count(INT32_MAX),
     "tp": _count(INT32_MAX),

@@ -415,6 +415,7 @@ def test_every_reason_to_refuse_has_its_test_and_starts_at_zero() -> None:
     alone = {
         *(Refused.TOKEN_MISSING, Refused.TOO_MANY_CONNECTIONS, Refused.MESSAGE_TOO_LARGE),
         *(Refused.HEAD_LATE, Refused.MESSAGE_LATE),
+        Refused.UNFRAMEABLE,  # in test_training_lanes.py, on the real bus
     }
     assert tested | alone == set(Refused)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collectors.errors import WireRefusal
-from collectors.training_lanes import FRAME_ROWS_MAX, Message, columns_of
+from collectors.training_lanes import FRAME_BYTES_WANTED, FRAME_ROWS_MAX, Message, columns_of
 from collectors.training_wire import (
     DETAIL_BYTES_MAX,
     MESSAGE_ROWS_MAX,
@@ -105,6 +105,6 @@ def test_the_largest_frame_that_the_limits_allow_can_be_encoded() -> None:
     columns = {name: [value] * count for name, value in (long | texts | numbers | {"rank": 1}).items()}
     encode(Frame("train/1", batch_of("train/1", columns), (Run("s", BOOT, 0, count, 1.0),)))
     events = {"time": 1, "kind": "stack", "simulated": False, "message": "x" * 4096, "detail": "x" * DETAIL_BYTES_MAX}
-    most = (4 * 1024 * 1024 + 256 * 1024) // (4096 + DETAIL_BYTES_MAX)
+    most = FRAME_BYTES_WANTED // (4096 + DETAIL_BYTES_MAX)
     few = {name: [value] * most for name, value in events.items()}
     encode(Frame("event/1", batch_of("event/1", few), (Run("s", BOOT, 0, most, 1.0),)))

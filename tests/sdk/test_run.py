@@ -176,6 +176,21 @@ def test_ranks_come_from_the_launcher() -> None:
     assert (identity.rank, identity.extra, len(problems)) == (0, {}, 3)
 
 
+def test_a_name_that_the_collector_would_refuse_is_left_out_and_said() -> None:
+    """The wire bounds a node's name in bytes, and a refused hello would cost all rows: the SDK leaves the name out."""
+    options = {
+        "attempt": "a",
+        "node": "\N{WHALE}" * 64,
+        "region": "\N{WHALE}" * 63,
+        "uuid": "\ud800",
+        "role": "x" * 253,
+    }
+    identity, problems = identify("j", 0, options, {}, 0.0)
+    assert identity.extra == {"region": "\N{WHALE}" * 63, "role": "x" * 253}
+    expected = "expected a printable text of 1 to 253 bytes in UTF-8; left out"
+    assert problems == [f"node: {expected}", f"uuid: {expected}"]
+
+
 def test_ranks_that_cannot_agree_on_an_attempt_are_told() -> None:
     """Of many ranks without a launcher's name each would be an attempt of its own: the log says what to set."""
     _, problems = identify("j", 0, {}, {"WORLD_SIZE": "8"}, 0.0)

@@ -12,7 +12,7 @@ NAME_MAX = 96
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,95}")
 _NOT_IN_NAME = re.compile(r"[^A-Za-z0-9._:@+-]+")
 TEXT_MAX = 253
-"""Characters of a node's name, as of a host's; also of a region, a GPU's UUID and a role."""
+"""UTF-8 bytes of a node's name, as of a host's; also of a region, a GPU's UUID and a role."""
 INT32_MAX = 2**31 - 1
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -110,8 +110,10 @@ def identify(
             extra[field] = coordinate
     for field in ("role", "node", "region", "uuid"):
         text = options.get(field)
-        if isinstance(text, str) and 0 < len(text) <= TEXT_MAX and text.isprintable():
+        # Printable before encoded: half of a surrogate pair is neither.
+        short = isinstance(text, str) and 0 < len(text) <= TEXT_MAX and text.isprintable()
+        if short and len(str(text).encode()) <= TEXT_MAX:
             extra[field] = text
         elif text is not None:
-            noted(field, f"expected a text of 1 to {TEXT_MAX} printable characters; left out")
+            noted(field, f"expected a printable text of 1 to {TEXT_MAX} bytes in UTF-8; left out")
     return Identity(job_name, attempt, 0 if number is None else number, extra), problems
