@@ -14,7 +14,7 @@ import pyarrow as pa
 from telemetry_bus.bus import Record
 from telemetry_bus.errors import FrameError, FrameFault
 from telemetry_bus.frames import Frame, decode, micros_of, select_runs
-from telemetry_bus.ledger import SourceLedger
+from telemetry_bus.ledger import SOURCES_MAX, SourceLedger
 from telemetry_bus.topics import TELEMETRY, TOPIC_SCHEMAS, Topic
 
 CLOCK_TOLERANCE_SECONDS = 5.0
@@ -54,6 +54,8 @@ class Intake:
         self.refused: Counter[FrameFault] = Counter(dict.fromkeys(FrameFault, 0))
         self.clock_offsets: dict[str, float] = {}
         """Seconds by which a source's clock is ahead of the bus's, for those beyond the tolerance."""
+        self.simulated: dict[str, None] = {}
+        """Sources whose newest rows are simulated, oldest first."""
 
     def take(self, record: Record) -> Taken:
         """The fresh, corrected rows of ``record`` and what was refused of it."""
@@ -67,7 +69,22 @@ class Intake:
             return Taken(record, None)
         if record.topic not in TELEMETRY:
             return Taken(record, frame)
+        if "simulated" in frame.batch.schema.names:
+            self._note_simulated(frame)
         return self._in_time(record, frame)
+
+    def _note_simulated(self, frame: Frame) -> None:
+        rows = frame.numbers("simulated")[0].astype(bool)
+        if not self.simulated and not rows.any():
+            return
+        runs = [run for run in frame.manifest if run.rows]
+        for run, simulated in zip(runs, np.logical_or.reduceat(rows, _starts(frame)).tolist(), strict=True):
+            if not simulated:
+                self.simulated.pop(run.source, None)
+                continue
+            self.simulated[run.source] = None
+            if len(self.simulated) > SOURCES_MAX:
+                del self.simulated[next(iter(self.simulated))]
 
     def _in_time(self, record: Record, frame: Frame) -> Taken:
         times = frame.times() - np.repeat(self._offsets(record, frame), [run.rows for run in frame.manifest])

@@ -6,7 +6,7 @@ Pure: it is given manifests and the time, and counts. Per source and boot, ``seq
 
 import math
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +18,9 @@ SOURCES_MAX = 131_072
 """37,500 nodes, each restarted three times within the hours that are remembered."""
 HOLES_MAX = 16_384
 """Four hours at one frame a second, for one source; what goes beyond is counted as lost at once."""
+CLOCK_STEP_SECONDS = 60.0
+"""Readers of several partitions see times out of order by seconds; a time that is older by more than this is the bus's
+clock set back, and what was remembered from before is brought back with it."""
 EARLY_MAX = 1_024
 """Frames from before the first one that this reader saw, remembered so that they are not taken twice."""
 
@@ -44,6 +47,10 @@ class SourceLedger:
 
     def __init__(self) -> None:
         self._counts: OrderedDict[tuple[str, uuid.UUID], SourceCount] = OrderedDict()
+        self._holed: dict[tuple[str, uuid.UUID], SourceCount] = {}
+        self._boots: Counter[str] = Counter()
+        self.last_seen: dict[str, float] = {}
+        """The bus's time (UTC seconds) of each source's newest frame, whatever its boot. For reading only."""
         self.frames_total = 0
         self.duplicate_total = 0
         self.lost_total = 0
@@ -62,16 +69,27 @@ class SourceLedger:
         """
         self._unread_before = max(self._unread_before, now)
 
+    def holed(self) -> Iterator[SourceCount]:
+        """The boots that miss frames: mostly few, whatever the number of sources."""
+        return (count for count in self._holed.values() if count.holes)
+
     def fresh(self, run: Run, now: float) -> bool:
         """Count ``run``, seen at ``now`` (UTC seconds on the bus's clock); False if it was here before."""
         key = (run.source, run.boot)
         count = self._counts.get(key)
         if count is None:
             count = self._counts[key] = SourceCount(run.source, run.seq, run.seq, now)
-            self._forget()
+            self._boots[run.source] += 1
+            self.last_seen.setdefault(run.source, now)
+            self._forget_longest_silent()
         fresh = self._place(count, run.seq, now)
-        count.last_seen = max(count.last_seen, now)
+        count.last_seen = _later(count.last_seen, now)
+        self.last_seen[run.source] = _later(self.last_seen[run.source], now)
         self._counts.move_to_end(key)
+        if count.holes or count.unread:
+            self._holed[key] = count
+        else:
+            self._holed.pop(key, None)
         if fresh:
             count.frames += 1
             self.frames_total += 1
@@ -114,8 +132,11 @@ class SourceLedger:
         count.unread.update(dict.fromkeys(range(max(start, stop - room), stop), now))
 
     def expire(self, now: float) -> None:
-        """Call lost what is missing for :data:`LOST_AFTER_SECONDS`, and forget boots that are silent as long."""
-        for key, count in list(self._counts.items()):
+        """Call lost what is missing for :data:`LOST_AFTER_SECONDS`, and forget boots that are silent as long.
+
+        Only what has holes and what has been silent longest is looked at: it may be called at every tick.
+        """
+        for key, count in list(self._holed.items()):
             late = [seq for seq, since in count.holes.items() if now - since >= LOST_AFTER_SECONDS]
             for seq in late:
                 del count.holes[seq]
@@ -123,11 +144,41 @@ class SourceLedger:
             self.lost_total += len(late)
             count.lost += len(late)
             count.unread = {seq: since for seq, since in count.unread.items() if now - since < LOST_AFTER_SECONDS}
-            if not count.holes and now - count.last_seen >= LOST_AFTER_SECONDS:
-                del self._counts[key]
+            if not (count.holes or count.unread):
+                del self._holed[key]
+        silent = []
+        for key, count in self._counts.items():  # the longest silent is the first
+            if now - count.last_seen < LOST_AFTER_SECONDS:
+                break
+            if not count.holes:
+                silent.append(key)
+        for key in silent:
+            self._forget(key)
 
-    def _forget(self) -> None:
+    def set_back(self, now: float) -> None:
+        """The bus's clock was set back to ``now``: what was seen or missed later than that was so now."""
+        for count in self._counts.values():
+            count.last_seen = min(count.last_seen, now)
+        for count in self._holed.values():
+            count.holes = {seq: min(since, now) for seq, since in count.holes.items()}
+            count.unread = {seq: min(since, now) for seq, since in count.unread.items()}
+        self.last_seen = {source: min(seen, now) for source, seen in self.last_seen.items()}
+
+    def _forget_longest_silent(self) -> None:
         while len(self._counts) > SOURCES_MAX:
-            _, count = self._counts.popitem(last=False)
+            count = self._forget(next(iter(self._counts)))
             self.outstanding -= len(count.holes)
             self.lost_total += len(count.holes)
+
+    def _forget(self, key: tuple[str, uuid.UUID]) -> SourceCount:
+        count = self._counts.pop(key)
+        self._holed.pop(key, None)
+        self._boots[count.source] -= 1
+        if not self._boots[count.source]:
+            del self._boots[count.source], self.last_seen[count.source]
+        return count
+
+
+def _later(known: float, now: float) -> float:
+    """The later of two times, unless the clock was set back in between."""
+    return now if now < known - CLOCK_STEP_SECONDS else max(known, now)

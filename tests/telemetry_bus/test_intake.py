@@ -250,3 +250,17 @@ def test_every_schema_has_one_live_topic(topic: Topic) -> None:
     """The backlog carries what has a live topic of its own."""
     for schema_id in TOPIC_SCHEMAS[topic]:
         assert topic_of(schema_id) is topic
+
+
+def test_whose_rows_are_simulated_is_remembered_by_source() -> None:
+    """One frame may hold rows of both kinds; a source that becomes real is real."""
+    intake = Intake()
+
+    def of(source: str, seq: int, simulated: bool) -> Frame:
+        columns = {"time": [NOW], "node": ["n"], "gpu": [0], "simulated": [simulated]}
+        return Frame("gpu/1", batch_of("gpu/1", columns), (Run(source, BOOT, seq, 1, NOW),))
+
+    intake.take(record(merge([of("real/gpu", 0, False), of("sim/gpu", 0, True), of("also/gpu", 0, True)])))
+    assert list(intake.simulated) == ["sim/gpu", "also/gpu"]
+    intake.take(record(of("also/gpu", 1, False)))
+    assert list(intake.simulated) == ["sim/gpu"]

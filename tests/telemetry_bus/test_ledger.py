@@ -194,3 +194,41 @@ def test_a_step_of_the_bus_clock_loses_no_count(step: float) -> None:
     ledger.fresh(run(5), NOW + step)
     ledger.expire(NOW + step)
     assert totals(ledger) == (3, 0, 3, 0)
+
+
+def test_the_newest_frame_of_a_source_is_known_over_all_of_its_boots() -> None:
+    """`last_seen` follows the source, and goes with the last boot of it that is remembered."""
+    ledger, later = SourceLedger(), uuid.UUID(int=8)
+    ledger.fresh(run(0), NOW)
+    ledger.fresh(run(0, boot=later), NOW + 100)
+    assert ledger.last_seen == {"node-1": NOW + 100}
+    ledger.expire(NOW + LOST_AFTER_SECONDS)
+    assert (len(list(ledger)), ledger.last_seen) == (1, {"node-1": NOW + 100})
+    ledger.expire(NOW + 100 + LOST_AFTER_SECONDS)
+    assert (len(list(ledger)), ledger.last_seen) == (0, {})
+
+
+def test_only_boots_that_miss_frames_are_walked_for_holes() -> None:
+    """What is whole again is left out."""
+    ledger = SourceLedger()
+    for seq, source in ((0, "whole"), (0, "holed"), (2, "holed")):
+        ledger.fresh(run(seq, source=source), NOW)
+    assert [count.source for count in ledger.holed()] == ["holed"]
+    ledger.fresh(run(1, source="holed"), NOW)
+    assert list(ledger.holed()) == []
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "by its next frame"])
+def test_nothing_was_seen_later_than_a_clock_that_was_set_back_shows(told: bool) -> None:
+    """A time of hours ahead would hide silence for hours."""
+    ledger, now = SourceLedger(), NOW - 7200.0
+    for seq in (0, 2):
+        ledger.fresh(run(seq), NOW)
+    if told:
+        ledger.set_back(now)
+    else:
+        ledger.fresh(run(3), now)
+    assert ledger.last_seen == {"node-1": now}
+    ledger.set_back(now)
+    ledger.expire(now + LOST_AFTER_SECONDS)
+    assert (ledger.lost_total, ledger.outstanding) == (1, 0)
