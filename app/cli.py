@@ -5,6 +5,7 @@ Exit status: 0 done; 1 it failed; 2 wrong usage or configuration; 130 interrupte
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import sys
@@ -79,6 +80,23 @@ TrainPort = Annotated[
 Store = Annotated[
     Path | None, typer.Option("--store", envvar="NANTUCKET_ALERT__STORE", help="File of the incident store.")
 ]
+MetricsHost = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-host",
+        envvar="NANTUCKET_METRICS__HOST",
+        help="Address of /metrics and /healthz; anything but loopback needs serve.token.",
+    ),
+]
+MetricsPort = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics-port",
+        metavar="PORT",
+        envvar="NANTUCKET_METRICS__PORT",
+        help="Port of this process's /metrics and /healthz; 0 takes a free one. Default: none.",
+    ),
+]
 Hz = Annotated[
     str | None, typer.Option("--hz", metavar="HZ", envvar="NANTUCKET_COLLECT__HZ", help="Samples a second of each GPU.")
 ]
@@ -113,6 +131,13 @@ def _settings(config: Path | None, **options: Any) -> Settings:
     return load(config, nested)
 
 
+def _finite(value: float | None) -> float | None:
+    """Click compares, and a NaN is within every bound."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected a finite number of seconds, found {value}")
+    return value
+
+
 def _run(work: Coroutine[Any, Any, int | None]) -> None:
     raise typer.Exit(asyncio.run(work) or 0)
 
@@ -124,7 +149,8 @@ def demo(
     ] = None,
     simulate: Annotated[int, typer.Option(min=0, max=400_000, help="Simulated GPUs that stream beside the job.")] = 64,
     linger: Annotated[
-        float, typer.Option(min=0, help="Seconds for which the page stays up after the page was sent.")
+        float,
+        typer.Option(min=0, callback=_finite, help="Seconds for which the page stays up after the page was sent."),
     ] = 0.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 0,
     as_json: Json = False,
@@ -175,6 +201,8 @@ def collect(
     socket: Socket = None,
     train_port: TrainPort = None,
     hz: Hz = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
     once: Annotated[
         bool, typer.Option("--once", help="Read every source once, print what would be sent, and end.")
     ] = False,
@@ -186,7 +214,7 @@ def collect(
 
     settings = _settings(
         config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
-        collect__port=train_port, collect__hz=hz,
+        collect__port=train_port, collect__hz=hz, metrics__host=metrics_host, metrics__port=metrics_port,
     )  # fmt: skip
     _run(
         collect_once_command(settings, as_json=as_json)
@@ -196,11 +224,19 @@ def collect(
 
 
 @app.command()
-def detect(config: Config = None, state: State = None, bus: Bus = None, as_json: Json = False) -> None:
+def detect(
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
+    as_json: Json = False,
+) -> None:
     """The detectors over the bus."""
     from app.up import up as run
 
-    _run(run(_settings(config, state=state, bus=bus), frozenset({"detect"}), as_json=as_json))
+    settings = _settings(config, state=state, bus=bus, metrics__host=metrics_host, metrics__port=metrics_port)
+    _run(run(settings, frozenset({"detect"}), as_json=as_json))
 
 
 @app.command()
@@ -209,12 +245,17 @@ def alert(
     state: State = None,
     bus: Bus = None,
     store: Store = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
     as_json: Json = False,
 ) -> None:
     """Findings to incidents to deliveries."""
     from app.up import up as run
 
-    _run(run(_settings(config, state=state, bus=bus, alert__store=store), frozenset({"alert"}), as_json=as_json))
+    settings = _settings(
+        config, state=state, bus=bus, alert__store=store, metrics__host=metrics_host, metrics__port=metrics_port
+    )
+    _run(run(settings, frozenset({"alert"}), as_json=as_json))
 
 
 @app.command()
@@ -222,6 +263,7 @@ def serve(
     config: Config = None,
     state: State = None,
     bus: Bus = None,
+    store: Store = None,
     host: Host = None,
     port: Port = None,
     token: Token = None,
@@ -230,7 +272,9 @@ def serve(
     """The live page, the API and Prometheus metrics."""
     from app.up import up as run
 
-    settings = _settings(config, state=state, bus=bus, serve__host=host, serve__port=port, serve__token=token)
+    settings = _settings(
+        config, state=state, bus=bus, alert__store=store, serve__host=host, serve__port=port, serve__token=token
+    )
     _run(run(settings, frozenset({"serve"}), as_json=as_json))
 
 
@@ -251,7 +295,9 @@ def tail(
     topic: Annotated[
         Topic | None, typer.Argument(help="Topic to follow. Default: all telemetry and the findings.")
     ] = None,
-    since: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Begin that far back.")] = None,
+    since: Annotated[
+        float | None, typer.Option(min=0, callback=_finite, metavar="SECONDS", help="Begin that far back.")
+    ] = None,
     config: Config = None,
     state: State = None,
     bus: Bus = None,
@@ -280,12 +326,13 @@ def doctor(config: Config = None, state: State = None, bus: Bus = None, as_json:
 def alerts_test(
     receiver: Annotated[str, typer.Argument(help="Name of a configured receiver.")],
     config: Config = None,
+    state: State = None,
     as_json: Json = False,
 ) -> None:
     """Send a test page to RECEIVER."""
     from app.send_test_page import send_test_page
 
-    _run(send_test_page(_settings(config), receiver, as_json=as_json))
+    _run(send_test_page(_settings(config, state=state), receiver, as_json=as_json))
 
 
 @job.command("token")
@@ -295,10 +342,12 @@ def job_token(
     state: State = None,
 ) -> None:
     """Make the credential of JOB, for NANTUCKET_TOKEN."""
+    from app.job_names import checked_job
     from app.settings import secret_of
     from collectors.credentials import job_token as make
 
-    print(make(secret_of(_settings(config, state=state).state), name))
+    settings = _settings(config, state=state)
+    print(make(secret_of(settings.state), checked_job(name)))
 
 
 @bench.command("page")
@@ -307,7 +356,9 @@ def bench_page(
         int, typer.Option(min=1, max=10_000, help="Bad steps, each of another job at a random moment.")
     ] = 200,
     gpus: Annotated[int, typer.Option(min=0, max=100_000, help="Simulated GPUs that stream meanwhile.")] = 1000,
-    seconds: Annotated[float, typer.Option(min=1, help="Time over which the bad steps are spread.")] = 60.0,
+    seconds: Annotated[
+        float, typer.Option(min=1, callback=_finite, help="Time over which the bad steps are spread.")
+    ] = 60.0,
     peer: Annotated[str | None, typer.Option(help="Also measure a peer on the same events: prometheus.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the moments.")] = 0,
     as_json: Json = False,
@@ -336,12 +387,12 @@ def main() -> None:
         # Whoever read our output has enough (`nantucket tail | head`): the interpreter must not flush once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as error:
-        from app.failures import explain
+    except Exception as error:  # noqa: BLE001 - raised again where it is not known, without the groups around it
+        from app.failures import explain, fault_of
 
         known = explain(error)
         if known is None:
-            raise
+            raise fault_of(error) from None
         status, message = known
         print(message, file=sys.stderr)
         sys.exit(status)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 
 class SettingsError(Exception):
@@ -48,6 +48,14 @@ def _words(value: Any) -> Any:
     return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
 
+def _a_name(value: str) -> str:
+    """A name that can be printed on one line and be the first part of a source's name, ``NODE/gpu``."""
+    if "/" in value or not value.isprintable() or value != value.strip():
+        raise ValueError("expected a name of printable characters without '/' or spaces around it")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_a_name)]
 Whole = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth)]
 Port = Annotated[Whole, Field(ge=0, le=65535)]
@@ -79,6 +87,19 @@ class ServeSettings(Strict):
     port: Port = Field(default=8580, description="Port of the page and the API; 0 takes a free one.")
     token: SecretStr | None = Field(default=None, min_length=1, description="Bearer token that every reader must show.")
     public_url: str | None = Field(default=None, description="How people reach the page: the base of links in pages.")
+
+
+class MetricsSettings(Strict):
+    """Where a process that serves no page tells its figures."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address of /metrics and /healthz of collect, detect and alert; anything but loopback needs "
+        "serve.token, which a scrape then shows.",
+    )
+    port: Port | None = Field(
+        default=None, description="Port of /metrics and /healthz of collect, detect and alert; 0 takes a free one."
+    )
 
 
 class AlertSettings(Strict):
@@ -117,15 +138,16 @@ class Settings(Strict):
 
     state: Path = Field(default_factory=state_folder, description="Folder for everything that is kept on this machine.")
     bus: str | None = Field(default=None, description="URL of the bus; default: the embedded log in the state folder.")
-    node: str = Field(
+    node: Name = Field(
         default_factory=socket.gethostname, min_length=1, max_length=200, description="Name of this node."
     )
-    region: str | None = Field(default=None, description="Region of this node.")
+    region: Name | None = Field(default=None, max_length=200, description="Region of this node.")
     usd_per_gpu_hour: Number = Field(
         default=2.0, ge=0, description="What an hour of one GPU costs, for the cost on a page."
     )
     collect: CollectSettings = CollectSettings()
     serve: ServeSettings = ServeSettings()
+    metrics: MetricsSettings = MetricsSettings()
     alert: AlertSettings = AlertSettings()
     receivers: dict[str, ReceiverSettings] = Field(default_factory=dict, description="Receivers of pages, by name.")
 

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from app.figures import figures
 from app.output import console, print_json
 from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
 from app.settings import Settings
@@ -19,6 +20,7 @@ from collectors.errors import CollectorError
 from collectors.once import collect_once
 from telemetry_bus import open_bus
 from telemetry_bus.runtime.clock import SystemClock
+from telemetry_bus.runtime.secret import Secret
 
 ROLES = ("alert", "detect", "serve", "collect")
 """In this order: whoever reads is there before whoever writes."""
@@ -38,6 +40,8 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
         wiring = Wiring(settings, bus, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
             await _START[role](wiring)
+        if "serve" not in roles:
+            await _tell_figures(wiring)
         await _ready(wiring, stopped)
         if not stopped.done():
             _announce(wiring, sorted(roles), as_json=as_json)
@@ -66,6 +70,21 @@ async def collect_once_command(settings: Settings, *, as_json: bool) -> int:
 
 
 _START = {"alert": alerting_role, "detect": detecting_role, "serve": serving_role, "collect": collecting_role}
+
+
+async def _tell_figures(wiring: Wiring) -> None:
+    """Let Prometheus ask this process, if a port was chosen; a process with the page has /metrics there."""
+    settings = wiring.settings
+    if settings.metrics.port is None:
+        return
+    token = settings.serve.token
+    told = figures(
+        wiring.gauges,
+        settings.metrics.host,
+        settings.metrics.port,
+        None if token is None else Secret(token.get_secret_value()),
+    )
+    wiring.said["metrics"] = f"http://{settings.metrics.host}:{await wiring.stack.enter_async_context(told)}/metrics"
 
 
 def _on_signals(stopped: asyncio.Future[int]) -> None:
@@ -100,6 +119,8 @@ def _announce(wiring: Wiring, roles: Sequence[str], *, as_json: bool) -> None:
     lines = [f"Nantucket runs: {', '.join(roles)}. Bus: {wiring.bus.url}"]
     if "url" in wiring.said:
         lines.append(f"The page is at {wiring.said['url']}")
+    if "metrics" in wiring.said:
+        lines.append(f"Figures for Prometheus are at {wiring.said['metrics']}")
     if "socket" in wiring.said:
         lines.append(f"Training jobs of this machine deliver to NANTUCKET_URL=unix://{wiring.said['socket']}")
     if "train_port" in wiring.said:

@@ -36,6 +36,12 @@ BREATH_RECORDS = 32
 _log = logging.getLogger(__name__)
 
 
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What went wrong first, without the groups around it."""
+    first = group.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
 class Live:
     """The state that the page shows. :meth:`run` keeps it up until it is cancelled; ``failure`` says why it ended."""
 
@@ -68,8 +74,8 @@ class Live:
                 tasks.create_task(self._tick_for_ever(), name="live tick")
                 tasks.create_task(self._follow_incidents(), name="live incidents")
         except* Exception as group:  # noqa: BLE001 - kept, logged and told by /healthz, which has the process restarted
-            self.failure = group.exceptions[0]
-            _log.exception("the live state has ended; /healthz says so")
+            self.failure = _first(group)
+            _log.error("the live state has ended; /healthz says so", exc_info=self.failure)
 
     async def _follow(self, topic: Topic) -> None:
         with self._fan.oldest(topic) as reader:

@@ -12,6 +12,7 @@ import typer
 import yaml
 
 from app import cli
+from app.settings import load
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
@@ -48,14 +49,33 @@ def test_all_roles_share_one_bus_on_one_volume() -> None:
     assert {volume for service in ROLES.values() for volume in service["volumes"]} == {"state:/var/lib/nantucket"}
 
 
-def test_prometheus_scrapes_the_address_and_the_token_of_serve() -> None:
-    """The page leaves loopback with a token only, and Prometheus is given the same one."""
+def test_prometheus_scrapes_every_role_with_the_token() -> None:
+    """Page and figures leave loopback with a token only, and Prometheus is given the same one."""
     (job,) = SCRAPE["scrape_configs"]
-    assert job["static_configs"] == [{"targets": [f"serve:{option(ROLES['serve']['command'], '--port')}"]}]
+    ports = {
+        role: option(service["command"], "--port" if role == "serve" else "--metrics-port")
+        for role, service in ROLES.items()
+    }
+    assert job["static_configs"] == [{"targets": [f"{role}:{port}" for role, port in ports.items()]}]
     (secret,) = COMPOSE["services"]["prometheus"]["secrets"]
     assert job["authorization"]["credentials_file"] == f"/run/secrets/{secret}"
     variable = COMPOSE["secrets"][secret]["environment"]
-    assert re.match(rf"\$\{{{variable}:\?", ROLES["serve"]["environment"]["NANTUCKET_SERVE__TOKEN"])
+    for service in ROLES.values():
+        assert re.match(rf"\$\{{{variable}:\?", service["environment"]["NANTUCKET_SERVE__TOKEN"])
+
+
+def test_the_example_configuration_is_one_with_and_without_its_comments(tmp_path: Path) -> None:
+    """As it stands it configures no receiver; with the '#' taken away it configures one."""
+    text = (REPOSITORY / "deploy" / "nantucket.example.toml").read_text()
+    assert COMPOSE["configs"]["nantucket"]["file"] == "${NANTUCKET_TOML:-deploy/nantucket.example.toml}"
+    assert all(service["environment"]["NANTUCKET_CONFIG"] == "/etc/nantucket.toml" for service in ROLES.values())
+    assert {config["target"] for service in ROLES.values() for config in service["configs"]} == {"/etc/nantucket.toml"}
+    whole, bare = tmp_path / "whole.toml", tmp_path / "bare.toml"
+    body = "\n".join(line.removeprefix("# ") for line in text.split("\n\n", 1)[1].splitlines())
+    whole.write_text(body)
+    bare.write_text(text)
+    assert list(load(whole, {}).receivers) == ["oncall"]
+    assert load(bare, {}).receivers == {}
 
 
 def test_prometheus_reads_its_configuration(service_binary: Callable[[str], Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -14,10 +15,15 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.failures import explain, fault_of
 from app.processes import talking
+from app.settings import SettingsError
+from telemetry_bus.embedded import EmbeddedBus
+from telemetry_bus.errors import BusClosed, BusUnavailable
 from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.runtime.clock import SystemClock
 from telemetry_bus.schemas import SCHEMAS
+from telemetry_bus.topics import Topic
 from tests.app.commands import REPOSITORY, configured, in_this_process, nantucket
 from tests.fakes.nvml.library import FakeDriver, compile_fake
 from tests.fakes.webhook_server import SECRET, Answer, WebhookServer
@@ -85,6 +91,33 @@ async def test_doctor_names_every_fault_and_what_to_do(tmp_path: Path) -> None:
     assert "is not a socket" in faults["training socket"]["found"]
     assert "oncall" in faults["receivers"]["found"]
     assert SECRET not in "\n".join(ended.lines) + ended.error
+
+
+async def test_doctor_finds_damage_inside_a_log_that_opens(tmp_path: Path) -> None:
+    """A page in the middle of the file is overwritten: the log still opens and has an end, and is no good."""
+    folder = tmp_path / "bus"
+    async with EmbeddedBus(folder, SystemClock()) as bus:
+        await bus.publish(Topic.TRAIN, [os.urandom(1000) for _ in range(200)])
+    path = folder / "log.sqlite"
+    good = path.read_bytes()
+    path.write_bytes(good[: 30 * 4096] + b"\xff" * 4096 + good[31 * 4096 :])
+    ended = await nantucket("doctor", "--json", "--state", tmp_path / "state", "--bus", folder.as_uri())
+    (bus_row,) = [row for row in ended.rows if row["check"] == "bus"]
+    assert ended.status == 1
+    assert bus_row["verdict"] == "fault"
+    assert "log.sqlite" in bus_row["found"]
+
+
+async def test_who_only_reads_makes_no_log(tmp_path: Path) -> None:
+    """A mistyped bus is said by `tail` and by `doctor`, with status 1; neither makes the folder and waits in it."""
+    folder = tmp_path / "typo" / "bus"
+    tailed = await nantucket("tail", "--bus", folder.as_uri())
+    assert (tailed.status, tailed.lines) == (1, [])
+    assert f"{folder}/log.sqlite is not there" in tailed.error
+    looked = await nantucket("doctor", "--json", "--state", tmp_path / "state", "--bus", folder.as_uri())
+    assert looked.status == 1
+    assert {row["check"]: row["verdict"] for row in looked.rows}["bus"] == "fault"
+    assert not folder.parent.exists()
 
 
 async def test_doctor_says_that_a_state_folder_cannot_be(tmp_path: Path) -> None:
@@ -181,6 +214,13 @@ def test_a_jobs_credential_is_the_same_whenever_it_is_made(tmp_path: Path) -> No
     assert first == again != other
 
 
+@pytest.mark.parametrize("name", ["bad name!", "", "-x", "a" * 97, "ä"])
+def test_no_credential_is_made_for_a_name_that_no_job_can_have(tmp_path: Path, name: str) -> None:
+    """The SDK would have to change the name, and the credential would be another job's: status 2, and the rule."""
+    with pytest.raises(SettingsError, match="expected 1 to 96 letters"):
+        in_this_process("job", "token", "--state", tmp_path, "--", name)
+
+
 def test_collect_once_prints_every_row_with_the_keys_of_its_schema(tmp_path: Path) -> None:
     """Simulated GPUs, a line each, marked as simulated, absent values as null."""
     ended = in_this_process(
@@ -235,3 +275,15 @@ async def test_the_page_benchmark_prints_one_object_of_the_contracts_shape() -> 
     assert (result["lost"], result["duplicated"]) == (0, 0)
     assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["max_ms"] < math.inf
     assert result["cpu_seconds"] > 0
+
+
+def test_when_one_part_fails_only_what_went_wrong_is_said() -> None:
+    """The groups around it and the closed bus that followed are no news; a fault of the program is shown itself."""
+    useful, closed = BusUnavailable("file:///b", "append", OSError("disk full")), BusClosed("file:///b", "read")
+    nested = BaseExceptionGroup("outer", [closed, BaseExceptionGroup("inner", [useful, closed])])
+    assert explain(nested) == (1, str(useful))
+    assert explain(BaseExceptionGroup("outer", [closed])) == (1, str(closed))
+    fault = KeyError("our own")
+    broken = BaseExceptionGroup("outer", [closed, BaseExceptionGroup("inner", [fault])])
+    assert explain(broken) is None
+    assert fault_of(broken) is fault

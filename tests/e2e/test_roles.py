@@ -47,7 +47,7 @@ class Machine:
         """Start `role` as compose.yaml does, in this folder, and wait until it is ready."""
         state = "/var/lib/nantucket"
         command = [word.replace(state, str(self.folder)) for word in COMMANDS.get(role, [role, "--state", state])]
-        elsewhere = {"8580": "0", "0.0.0.0": "127.0.0.1"}
+        elsewhere = {"8580": "0", "9464": "0", "0.0.0.0": "127.0.0.1"}
         command = [elsewhere.get(word, word) for word in command]
         if role == "up":
             command += ["--state", str(self.folder), "--simulate", "8", "--port", "0"]
@@ -152,6 +152,35 @@ async def test_an_interrupt_ends_each_role_with_130(machine: Machine) -> None:
     assert {role: await machine.ended(role, signal.SIGINT) for role in reversed(COMMANDS)} == dict.fromkeys(
         COMMANDS, 130
     )
+
+
+@pytest.mark.timeout(120)
+async def test_every_role_of_its_own_tells_its_figures(machine: Machine) -> None:
+    """`collect`, `detect` and `alert` answer /metrics and /healthz themselves, and their figures move with a NaN."""
+    wanted = {
+        "collect": ("nantucket_sdk_rows_total", "nantucket_collector_rows_total"),
+        "detect": ("nantucket_findings_total",),
+        "alert": ("nantucket_delivery_tries_total", "nantucket_alert_findings_total"),
+    }
+    for role in wanted:
+        await machine.start(role)
+    machine.go_bad("j")
+    await machine.paged("j")
+    async with httpx.AsyncClient() as client:
+        for role, names in wanted.items():
+            url = machine.ready[role]["metrics"]
+            async with asyncio.timeout(PAGE_SECONDS):
+                text = ""
+                while not all(total(text, name) > 0 for name in names):
+                    text = (await client.get(url)).raise_for_status().text
+            assert (await client.get(url.replace("/metrics", "/healthz"))).text == "ok\n"
+            assert (await client.get(url.replace("/metrics", "/elsewhere"))).status_code == 404
+
+
+def total(metrics: str, name: str) -> float:
+    """The sum of a figure over all its labels; 0 where it has no sample."""
+    families = text_string_to_metric_families(metrics)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 FIGURES = {
