@@ -18,6 +18,9 @@ from telemetry_bus.schemas import Severity
 
 SCOPES_REMEMBERED_MAX = 4096
 """Jobs and nodes with trouble; the longest untouched is forgotten first. Some 4 KB each: 16 MB."""
+IDS_REMEMBERED_MAX = 100_000
+"""Findings that were looked at while the store is away; some 150 bytes each: 15 MB. One that comes again after it was
+forgotten joins the incident that it has made, which tells nobody."""
 FINDINGS_HELD_MAX = 10_000
 """Some 2 KB each: 20 MB. Beyond that reading waits: what is on the bus is durable there, and nothing is dropped."""
 FINDINGS_AT_ONCE_MAX = 100
@@ -26,10 +29,11 @@ FINDINGS_AT_ONCE_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Findings that are taken together, and the positions (partition: next offset) behind them."""
+    """Findings that are taken together, and the positions (partition: next offset) behind them in the log ``log``."""
 
     findings: Sequence[Finding]
     following: dict[int, int]
+    log: str
 
 
 class Memory:
@@ -51,38 +55,47 @@ class Memory:
         return self._scenes.get(scope, Scene())
 
 
-class Held:
-    """Batches that wait for the store, oldest first, and what is foreseen to come of them."""
+class Foresight:
+    """What will come of findings that are not recorded yet."""
 
     def __init__(self, memory: Memory) -> None:
-        self.batches: deque[Batch] = deque()
         self._memory = memory
-        self._foreseen: dict[Scope, Scene] = {}
-        self._ids: set[str] = set()
+        self._foreseen: OrderedDict[Scope, Scene] = OrderedDict()
+        self._ids: OrderedDict[str, None] = OrderedDict()
 
-    @property
-    def findings(self) -> int:
-        """How many findings wait."""
-        return sum(len(batch.findings) for batch in self.batches)
-
-    def foresee(
-        self, findings: Sequence[Finding], planner: Planner, now: float, blind: Sequence[str]
-    ) -> list[Delivery]:
+    def pages(self, findings: Sequence[Finding], planner: Planner, now: float, blind: Sequence[str]) -> list[Delivery]:
         """The deliveries of ``findings`` that cannot wait: those of critical ones."""
         urgent: list[Delivery] = []
         for finding in findings:
             if finding.id in self._ids:
                 continue
-            self._ids.add(finding.id)
+            self._ids[finding.id] = None
             scope = Scope.of(finding)
             scene = self._foreseen.get(scope, self._memory.scene(scope))
             planned = planner.plan(scene, finding, now, blind)
             self._foreseen[scope] = scene.after(planned.change)
+            self._foreseen.move_to_end(scope)
             if finding.severity is Severity.CRITICAL:
                 urgent.extend(planned.deliveries)
+        while len(self._foreseen) > SCOPES_REMEMBERED_MAX:
+            self._foreseen.popitem(last=False)
+        while len(self._ids) > IDS_REMEMBERED_MAX:
+            self._ids.popitem(last=False)
         return urgent
 
     def forget(self) -> None:
         """The store has taken everything: what was foreseen is now known."""
         self._foreseen.clear()
         self._ids.clear()
+
+
+class Held:
+    """Batches that wait for the store, oldest first."""
+
+    def __init__(self) -> None:
+        self.batches: deque[Batch] = deque()
+
+    @property
+    def findings(self) -> int:
+        """How many findings wait."""
+        return sum(len(batch.findings) for batch in self.batches)

@@ -24,6 +24,12 @@ from telemetry_bus.runtime.clock import Clock
 
 TRIES_AT_ONCE = 8
 """For each receiver: one that answers in 100 ms takes 80 deliveries a second, one that hangs holds eight tasks."""
+DIRECT_MAX = 10_000
+"""Deliveries that wait to be sent although the store is away; some 3 KB each: 30 MB. What is beyond is counted, and
+sent when the store is back."""
+MARKS_MAX = 100_000
+"""What came of tries and is not written yet; some 300 bytes each: 30 MB. Beyond that the oldest is forgotten and
+counted: when the store is back that delivery is sent again, under its id."""
 POLL_SECONDS = 1.0
 """How often the outbox is looked at without being called: for what another process left there."""
 
@@ -61,8 +67,7 @@ class Deliverer:
         self._direct: dict[str, Delivery] = {}
         """Deliveries that were sent before they were recorded, until they are taken or dead; oldest first."""
         self._unmarked: dict[str, Mark] = {}
-        """What came of tries and is not written yet: written together, many to a transaction. Both are bounded by the
-        findings that the service holds and by the tries that run at once."""
+        """What came of tries and is not written yet: written together, many to a transaction."""
         self._measured_at = -math.inf
 
     async def run(self) -> None:
@@ -87,9 +92,14 @@ class Deliverer:
     def send_unrecorded(self, deliveries: Iterable[Delivery]) -> None:
         """Send although the store is away; what comes of it is written when the store is back."""
         for delivery in deliveries:
-            if delivery.id not in self._direct and delivery.id not in self._unmarked:
-                self._stats.direct_total += 1
-                self._direct[delivery.id] = delivery
+            if delivery.id in self._direct or delivery.id in self._unmarked:
+                continue
+            if len(self._direct) >= DIRECT_MAX:
+                self._stats.direct_left_out_total += 1
+                _log.error("delivery %s waits for the store: %d others wait to be sent", delivery.id, DIRECT_MAX)
+                continue
+            self._stats.direct_total += 1
+            self._direct[delivery.id] = delivery
         self._pump_direct()
 
     def wake(self) -> None:
@@ -149,6 +159,9 @@ class Deliverer:
 
     def _note(self, delivery: Delivery, mark: Mark) -> None:
         self._unmarked[delivery.id] = mark
+        if len(self._unmarked) > MARKS_MAX:
+            del self._unmarked[next(iter(self._unmarked))]
+            self._stats.marks_forgotten_total += 1
         if mark.state is not DeliveryState.PENDING:
             self._direct.pop(delivery.id, None)
             return

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
 
-from alerting.away import FINDINGS_AT_ONCE_MAX, FINDINGS_HELD_MAX, Batch, Held, Memory
+from alerting.away import FINDINGS_AT_ONCE_MAX, FINDINGS_HELD_MAX, Batch, Foresight, Held, Memory
 from alerting.body import Presentation
 from alerting.deliver import Deliverer
 from alerting.delivery import Backoff
@@ -26,7 +26,9 @@ from alerting.receivers import Receiver
 from alerting.rehearsal import rehearsal_findings
 from alerting.route import Routing
 from alerting.stats import Stats
-from alerting.store import Recorded, Store
+from alerting.store import Position, Recorded, Store
+from alerting.unrecorded import WINDOW_SECONDS, read_unrecorded
+from alerting.waits import Waits
 from telemetry_bus.bus import AtOffset, Bus, Earliest, Record, Start, Subscription
 from telemetry_bus.errors import BusError
 from telemetry_bus.findings import Finding
@@ -35,8 +37,8 @@ from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
 
-RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0, 5.0)
-"""Waits before the bus or the store is tried again; the last one is repeated."""
+START_TRIES = 3
+"""How often the store is asked for its position (under 5 s) before critical findings are paged without it."""
 PRUNE_SECONDS = 3600.0
 """How often the store is brought back within its bounds."""
 
@@ -105,11 +107,14 @@ class AlertService:
             on_change=self._options.on_change,
         )
         self._memory = Memory()
-        self._held = Held(self._memory)
+        self._foresight = Foresight(self._memory)
+        self._held = Held()
         self._intake = FindingsIntake()
         self._store_away = asyncio.Event()
         self._room = asyncio.Event()
+        self._log: str | None = None
         self._following: dict[int, int] = {}
+        self._is_unrecorded = False
         self._subscription: Subscription | None = None
         self._taken_records = 0
         self._taken_at_last_look = -1
@@ -148,12 +153,16 @@ class AlertService:
 
     async def blindness(self) -> str | None:
         """Why findings would not become pages just now, or ``None`` if they would. Each look is held to the last."""
+        if self._is_unrecorded:
+            return "the store has not answered since the start: critical findings are paged, nothing is recorded"
         if self._subscription is None:
             return "the findings on the bus are not being read"
         if self._held.batches:
             return f"{self._held.findings} findings wait for the store"
         try:
             await self._store.ready()
+            if await self._is_other_log(await self._bus.identity()):
+                return "the bus holds another log than the one that is being read: start the alert role anew"
             has_all = await self._subscription.caught_up()
         except (StoreUnavailable, BusError) as error:
             return str(error)
@@ -161,12 +170,13 @@ class AlertService:
         return None if has_all or moved else "findings lie on the bus and none has been taken since the last look"
 
     async def _read(self) -> None:
-        self._following = await self._position()
+        position = await self._position()
+        self._log, self._following = position.log, dict(position.following)
         await self._rehearse()
-        waits = _Waits()
+        waits = Waits()
         while True:
             try:
-                async with self._bus.subscribe([Topic.FINDINGS], self._start()) as subscription:
+                async with self._bus.subscribe([Topic.FINDINGS], await self._start()) as subscription:
                     self._subscription = subscription
                     async for records in subscription:
                         waits.reset()
@@ -178,15 +188,44 @@ class AlertService:
                 self._subscription = None
             await waits.wait()
 
-    async def _position(self) -> dict[int, int]:
-        """How far the findings have been taken. Until that is known, nothing can be read: waiting is all there is."""
-        waits = _Waits()
-        while True:
+    async def _position(self) -> Position:
+        """How far the findings have been taken. Until that is known, critical ones are paged without the store."""
+        waits = Waits()
+        position = await self._asked_position(waits, START_TRIES)
+        if position is not None:
+            return position
+        window = WINDOW_SECONDS / 60
+        _log.error(
+            "the alert store %s does not answer, so nothing is recorded. Critical findings of the last %.0f minutes "
+            "and new ones are paged without it; everything is recorded when it answers. If it is damaged, move it "
+            "away: a new one is made, and the findings on the bus are read again.",
+            self._store.path,
+            window,
+        )
+        self._is_unrecorded = True
+        since = self._clock.now() - WINDOW_SECONDS
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(read_unrecorded(self._bus, since, self.stats, self._page_unrecorded))
+            while position is None:
+                position = await self._asked_position(waits, START_TRIES)
+            reading.cancel()
+        self._is_unrecorded = False
+        self._foresight.forget()
+        _log.warning("the alert store %s answers: all findings since its position are read again", self._store.path)
+        return position
+
+    async def _asked_position(self, waits: Waits, tries: int) -> Position | None:
+        for _ in range(tries):
             try:
                 return await self._store.position(Topic.FINDINGS.value)
             except StoreUnavailable as error:
                 self._note_store_failure(error)
             await waits.wait()
+        return None
+
+    def _page_unrecorded(self, findings: Sequence[Finding]) -> None:
+        urgent = self._foresight.pages(findings, self._planner, self._clock.now(), tuple(self._options.blind()))
+        self._deliverer.send_unrecorded(urgent)
 
     async def _rehearse(self) -> None:
         now = self._clock.now()
@@ -197,16 +236,35 @@ class AlertService:
         except StoreUnavailable as error:
             self._note_store_failure(error)
 
-    def _start(self) -> Start:
-        """Behind what has been taken; at first at the oldest, so that none from before the first start is lost."""
-        if not self._following:
-            return Earliest()
-        return AtOffset(self._following.get(0, 0), self._following)
+    async def _start(self) -> Start:
+        """Behind what has been taken; at the oldest at first, and in a log that is not the one that was read.
+
+        What is read again does nothing, since the store remembers the ids of findings.
+        """
+        log = await self._bus.identity()
+        if self._following and await self._is_other_log(log):
+            _log.warning(
+                "the bus %s holds another log than the one whose findings were taken (%s up to %s; now it is %s): "
+                "it was made anew or put back, and is read from its oldest finding on",
+                self._bus.url,
+                self._log,
+                self._following,
+                log,
+            )
+            self._following = {}
+        self._log = log
+        return AtOffset(self._following.get(0, 0), self._following) if self._following else Earliest()
+
+    async def _is_other_log(self, log: str) -> bool:
+        """Whether ``log``, which the bus holds now, is not the one that was read, or has lost what was read of it."""
+        if log != self._log:
+            return True
+        return max(self._following.values(), default=0) > await self._bus.end(Topic.FINDINGS)
 
     async def _take(self, records: Sequence[Record]) -> None:
+        log = self._log
+        assert log is not None, "records are only read from a log that is known"
         found = self._intake.take(records)
-        for refusal in found.refusals:
-            await self._refuse(refusal)
         following: dict[int, int] = {}
         for record in records:
             following[record.partition] = record.offset + 1
@@ -215,8 +273,11 @@ class AlertService:
             for start in range(0, len(found.findings), FINDINGS_AT_ONCE_MAX)
         ] or [[]]
         for number, piece in enumerate(pieces, start=1):
-            await self._record_or_hold(Batch(piece, following if number == len(pieces) else {}))
+            await self._record_or_hold(Batch(piece, following if number == len(pieces) else {}, log))
         self._following.update(following)
+        # Behind the position: a process that dies here has one dead letter less, and the next one none twice.
+        for refusal in found.refusals:
+            await self._refuse(refusal)
         self._taken_records += len(records)
         self.stats.lag_seconds = self._clock.now() - records[-1].time
 
@@ -240,8 +301,7 @@ class AlertService:
             else:
                 return
         # No await from here to the sending: the batch cannot be recorded, and its pages offered, in between.
-        urgent = self._held.foresee(batch.findings, self._planner, self._clock.now(), tuple(self._options.blind()))
-        self._deliverer.send_unrecorded(urgent)
+        self._page_unrecorded(batch.findings)
         self.stats.held_findings = self._held.findings
         while self._held.findings > FINDINGS_HELD_MAX:
             self._room.clear()
@@ -255,7 +315,8 @@ class AlertService:
             def plan(scene: Scene, finding: Finding, now: float = now, blind: Sequence[str] = blind) -> Planned:
                 return self._planner.plan(scene, finding, now, blind)
 
-            recorded = await self._store.record(batch.findings, batch.following, Topic.FINDINGS.value, plan)
+            position = Position(batch.log, batch.following)
+            recorded = await self._store.record(batch.findings, position, Topic.FINDINGS.value, plan)
             self._held.batches.popleft()
             self._deliverer.offer(recorded.deliveries)
             self._learn(recorded)
@@ -271,7 +332,7 @@ class AlertService:
             self._options.on_change()
 
     async def _restore(self) -> None:
-        waits = _Waits()
+        waits = Waits()
         while True:
             await self._store_away.wait()
             await waits.wait()
@@ -281,12 +342,12 @@ class AlertService:
                 self._note_store_failure(error)
                 continue
             self._store_away.clear()
-            self._held.forget()
+            self._foresight.forget()
             self._deliverer.wake()
             waits.reset()
 
     async def _keep_house(self) -> None:
-        waits = _Waits()
+        waits = Waits()
         is_retired = False
         while True:
             try:
@@ -304,18 +365,3 @@ class AlertService:
     def _note_store_failure(self, error: StoreUnavailable) -> None:
         self.stats.store_failures_total += 1
         _log.warning("%s", error)
-
-
-class _Waits:
-    """Longer and longer waits, until reset."""
-
-    def __init__(self) -> None:
-        self._taken = 0
-
-    async def wait(self) -> None:
-        seconds = RETRY_SECONDS[min(self._taken, len(RETRY_SECONDS) - 1)]
-        self._taken += 1
-        await asyncio.sleep(seconds)
-
-    def reset(self) -> None:
-        self._taken = 0

@@ -25,6 +25,10 @@ class Stats:
     """Tries after the first one of a delivery."""
     direct_total: int = 0
     """Deliveries that were sent before they were recorded, because the store was away."""
+    direct_left_out_total: int = 0
+    """Deliveries that could not be sent without the store, because too many waited: they wait for it."""
+    marks_forgotten_total: int = 0
+    """Outcomes that were forgotten before the store could take them: these deliveries may be sent again."""
     store_failures_total: int = 0
     bus_failures_total: int = 0
     heartbeats_total: int = 0

@@ -1,7 +1,7 @@
 """The durable store: incidents and the outbox. The only place that imports sqlalchemy."""
 
-from alerting.store.reads import Standing, StoredIncident
+from alerting.store.reads import Position, Standing, StoredIncident
 from alerting.store.store import Store, StoreReader
 from alerting.store.writes import Plan, Recorded
 
-__all__ = ["Plan", "Recorded", "Standing", "Store", "StoreReader", "StoredIncident"]
+__all__ = ["Plan", "Position", "Recorded", "Standing", "Store", "StoreReader", "StoredIncident"]

@@ -9,10 +9,21 @@ import sqlalchemy as sa
 
 from alerting.delivery import Delivery, DeliveryState
 from alerting.incident import Incident, Status, Tier
-from alerting.store.tables import deliveries, findings, incidents, meta, positions
+from alerting.store.tables import deliveries, findings, incidents, logs, meta, positions
 
 FINDINGS_SHOWN_MAX = 500
 """The findings that are shown of one incident: the newest ones. A person reads fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a topic has been taken: the next offset of each partition, and the identity of the log that they are of.
+
+    ``log`` is ``None`` and ``following`` empty before the first record.
+    """
+
+    log: str | None
+    following: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +48,11 @@ class Standing:
     oldest_pending_time: float | None
 
 
-def position(connection: sa.Connection, topic: str) -> dict[int, int]:
-    """The next offset of each partition of ``topic``; empty before the first record."""
+def position(connection: sa.Connection, topic: str) -> Position:
+    """How far ``topic`` has been taken."""
     chosen = sa.select(positions.c.partition, positions.c.next_offset).where(positions.c.topic == topic)
-    return {int(partition): int(offset) for partition, offset in connection.execute(chosen)}
+    following = {int(partition): int(offset) for partition, offset in connection.execute(chosen)}
+    return Position(connection.scalar(sa.select(logs.c.log).where(logs.c.topic == topic)), following)
 
 
 def due(connection: sa.Connection, receiver: str, now: float, limit: int, ahead_seconds_max: float) -> list[Delivery]:

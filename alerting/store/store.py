@@ -1,7 +1,7 @@
 """The store as services use it: asynchronous, with every touch of the disk in a thread of its own."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ from alerting.store.engine import (
     reading_engine,
     writing_engine,
 )
-from alerting.store.reads import Standing, StoredIncident
+from alerting.store.reads import Position, Standing, StoredIncident
 from alerting.store.writes import Plan, Recorded
 from telemetry_bus.findings import Finding
 
@@ -149,22 +149,22 @@ class Store(StoreReader):
 
         return await self._writing.call(action, work)
 
-    async def position(self, topic: str) -> dict[int, int]:
-        """How far ``topic`` has been taken: the next offset of each partition. It needs no more than reading."""
+    async def position(self, topic: str) -> Position:
+        """How far ``topic`` has been taken. It needs no more than reading."""
         if not self._prepared:
             await self._writing.call("be opened", self._prepare)
         return await self._read("read its position", lambda connection: reads.position(connection, topic))
 
-    async def record(self, found: Sequence[Finding], following: Mapping[int, int], topic: str, plan: Plan) -> Recorded:
+    async def record(self, found: Sequence[Finding], position: Position, topic: str, plan: Plan) -> Recorded:
         """Take findings, each once for ever: incidents, deliveries, ids and position in one durable transaction."""
-        return await self._write("record", lambda connection: writes.record(connection, found, following, topic, plan))
+        return await self._write("record", lambda connection: writes.record(connection, found, position, topic, plan))
 
     async def rehearse(self, found: Sequence[Finding], plan: Plan) -> None:
         """Do all that :meth:`record` does and undo it, so that the first real one finds everything ready."""
 
         def undone(connection: sa.Connection) -> None:
             rehearsal = connection.begin_nested()
-            writes.record(connection, found, {}, "", plan)
+            writes.record(connection, found, Position(None, {}), "", plan)
             rehearsal.rollback()
 
         await self._write("rehearse", undone)

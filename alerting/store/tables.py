@@ -24,6 +24,11 @@ positions = sa.Table(
 )
 """How far the bus has been read, written in the same transaction as what was made of it."""
 
+logs = sa.Table(
+    "logs", metadata, sa.Column("topic", sa.String, primary_key=True), sa.Column("log", sa.String, nullable=False)
+)
+"""The identity of the log in which the positions of a topic mean something: a log made anew has another one."""
+
 incidents = sa.Table(
     "incidents",
     metadata,

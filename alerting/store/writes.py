@@ -12,7 +12,8 @@ from alerting.errors import Outcome
 from alerting.group import Change, Ending, Scene, Turn
 from alerting.incident import Incident, Scope, Status
 from alerting.plan import Planned
-from alerting.store.tables import deliveries, endings, findings, incidents, meta, positions
+from alerting.store.reads import Position
+from alerting.store.tables import deliveries, endings, findings, incidents, logs, meta, positions
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.json_text import dumps
 
@@ -44,10 +45,8 @@ class _Batch:
     deliveries: list[Delivery] = field(default_factory=list)
 
 
-def record(
-    connection: sa.Connection, found: Sequence[Finding], following: Mapping[int, int], topic: str, plan: Plan
-) -> Recorded:
-    """Take ``found`` once each, with the incidents, deliveries and positions (partition: next offset) that follow."""
+def record(connection: sa.Connection, found: Sequence[Finding], position: Position, topic: str, plan: Plan) -> Recorded:
+    """Take ``found`` once each, with the incidents and deliveries that follow, and the position behind them."""
     seen = _seen(connection, [finding.id for finding in found])
     batch, duplicates = _Batch(), 0
     for finding in found:
@@ -57,8 +56,7 @@ def record(
         seen.add(finding.id)
         _add(connection, batch, finding, plan)
     revision = _write(connection, batch) if batch.changes else current_revision(connection)
-    for partition, offset in following.items():
-        _advance(connection, topic, partition, offset)
+    _advance(connection, topic, position)
     return Recorded(tuple(batch.changes), tuple(batch.deliveries), duplicates, revision)
 
 
@@ -159,8 +157,15 @@ def _upsert(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], 
         connection.execute(table.insert().values(**key, **values))
 
 
-def _advance(connection: sa.Connection, topic: str, partition: int, offset: int) -> None:
-    _upsert(connection, positions, {"topic": topic, "partition": partition}, {"next_offset": offset})
+def _advance(connection: sa.Connection, topic: str, position: Position) -> None:
+    """Write ``position``. Offsets of another log than before mean nothing beside it: they go."""
+    if not position.following:
+        return
+    if connection.scalar(sa.select(logs.c.log).where(logs.c.topic == topic)) != position.log:
+        connection.execute(positions.delete().where(positions.c.topic == topic))
+        _upsert(connection, logs, {"topic": topic}, {"log": position.log})
+    for partition, offset in position.following.items():
+        _upsert(connection, positions, {"topic": topic, "partition": partition}, {"next_offset": offset})
 
 
 def _finding_row(change: Change) -> dict[str, Any]:

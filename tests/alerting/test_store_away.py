@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
-from alerting import IncidentReader, Store
+import pytest
+
+from alerting import IncidentReader, Store, StoreUnavailable
 from telemetry_bus import Bus, Severity
 from tests.alerting.scenes import CLOCK, Sender, finding, resolved, spike
 from tests.alerting.test_service import alerting
@@ -75,3 +79,77 @@ async def test_a_store_away_when_the_incident_is_known_goes_on_with_it(
             bodies = await hook.took(2)
     assert [body["status"] for body in bodies] == ["firing", "updated"]
     assert len({body["incident"]["id"] for body in bodies}) == 1
+
+
+@contextmanager
+def unmounted(disk: Path) -> Iterator[None]:
+    """Where the folder ``disk`` was there is none: everything in it is out of reach."""
+    elsewhere = disk.with_suffix(".unmounted")
+    disk.rename(elsewhere)
+    disk.write_text("not mounted")
+    try:
+        yield
+    finally:
+        disk.unlink()
+        elsewhere.rename(disk)
+
+
+async def test_a_process_that_starts_without_its_store_pages_and_records_it_all_later(
+    bus: Bus, hook: WebhookServer, tmp_path: Path
+) -> None:
+    """Where it was is not known: it pages what is critical at once, and goes on where it was when the store is back."""
+    path, sender = tmp_path / "disk" / "alerts.db", Sender(bus)
+    async with Store(path) as store, alerting(bus, store, hook):
+        await sender.send(spike())
+        await hook.took(1)
+    await sender.send(finding("quiet", job="quiet", severity=Severity.WARNING))
+    with unmounted(tmp_path / "disk"):
+        store = Store(path)
+        await store.__aenter__()
+        service = alerting(bus, store, hook)
+        running = await service.__aenter__()
+        await sender.send(finding("loud", job="loud"))
+        bodies = await hook.took(2)
+        assert bodies[-1]["incident"]["job"] == "loud"
+        assert "critical findings are paged, nothing is recorded" in str(await running.blindness())
+    await recorded(store, "leviathan-7b", "quiet", "loud")
+    await sender.send(finding("after", job="after"))
+    await hook.took(3)
+    while (why := await running.blindness()) is not None:
+        assert "nothing is recorded" not in why
+        await asyncio.sleep(0.02)
+    await service.__aexit__(None, None, None)
+    await store.__aexit__()
+    identities = [arrival.id for arrival in hook.arrivals if arrival.body["incident"]["job"] == "loud"]
+    assert len(identities) == 1
+
+
+async def recorded(store: Store, *jobs: str) -> None:
+    """Wait until the store has the incidents of ``jobs`` and knows that all was delivered."""
+    reader = IncidentReader(store, CLOCK)
+    shown: list[dict[str, Any]] = []
+    while {item["job"] for item in shown} != set(jobs) or any(
+        sent["state"] != "delivered" for item in shown for sent in item["deliveries"]
+    ):
+        await asyncio.sleep(0.02)
+        with suppress(StoreUnavailable):
+            shown = await reader.incidents()
+
+
+async def test_a_process_whose_store_is_garbage_pages_and_says_what_to_do(
+    bus: Bus, hook: WebhookServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged store does not silence paging, and is left as it is; the log says that nothing is recorded."""
+    path = tmp_path / "alerts.db"
+    path.write_bytes(b"garbage" * 1000)
+    async with Store(path) as store, alerting(bus, store, hook) as service:
+        await Sender(bus).send(finding())
+        (body,) = await hook.took(1)
+        assert await service.blindness() is not None
+        assert body["incident"]["title"] == finding().title
+        assert "nothing is recorded" in caplog.text
+        assert "move it away" in caplog.text
+        assert path.read_bytes() == b"garbage" * 1000
+        path.rename(tmp_path / "garbage")
+        await recorded(store, "leviathan-7b")
+    assert len(hook.arrivals) == 1

@@ -12,6 +12,7 @@ from alerting import Presentation, Routing, Store, StoreInUse, StoreMismatch, St
 from alerting.delivery import Delivery, DeliveryState, Mark
 from alerting.group import Scene
 from alerting.plan import Planned, Planner
+from alerting.store import Position
 from telemetry_bus import Finding
 from tests.alerting.scenes import T0, finding, resolved, spike
 
@@ -31,9 +32,14 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
         yield opened
 
 
+def at(offset: int, log: str = "log") -> Position:
+    """The position behind all records before ``offset``."""
+    return Position(log, {0: offset})
+
+
 async def take(store: Store, *findings: Finding, following: int = 1) -> tuple[Delivery, ...]:
     """Record ``findings`` and return the deliveries that follow."""
-    return (await store.record(findings, {0: following}, "findings", plan)).deliveries
+    return (await store.record(findings, at(following), "findings", plan)).deliveries
 
 
 async def due(store: Store, receiver: str = "pager", now: float = T0) -> list[str]:
@@ -51,7 +57,7 @@ async def test_what_is_recorded_is_there_after_it_is_opened_again(tmp_path: Path
     async with Store(tmp_path / "alerts.db") as first:
         deliveries = await take(first, spike(), finding(), following=42)
     async with Store(tmp_path / "alerts.db") as again:
-        assert await again.position("findings") == {0: 42}
+        assert await again.position("findings") == at(42)
         assert await again.due("pager", T0, 10, LONGEST_WAIT) == [deliveries[0]]
         (stored,) = await again.newest(10, open_only=True)
         assert (stored.findings, stored.incident.updates) == (2, 1)
@@ -59,11 +65,18 @@ async def test_what_is_recorded_is_there_after_it_is_opened_again(tmp_path: Path
 
 async def test_a_finding_is_taken_once_for_ever(store: Store) -> None:
     """A finding that comes again, in the same batch or any later one, changes nothing and tells nobody."""
-    recorded = await store.record([finding(), finding()], {0: 1}, "findings", plan)
-    again = await store.record([finding()], {0: 2}, "findings", plan)
+    recorded = await store.record([finding(), finding()], at(1), "findings", plan)
+    again = await store.record([finding()], at(2), "findings", plan)
     assert (recorded.duplicates, len(recorded.deliveries)) == (1, 2)
     assert (again.duplicates, again.deliveries, again.revision) == (1, (), recorded.revision)
-    assert await store.position("findings") == {0: 2}
+    assert await store.position("findings") == at(2)
+
+
+async def test_a_position_belongs_to_one_log(store: Store) -> None:
+    """Offsets of a log that was made anew replace those of the one before, larger or not, in every partition."""
+    await store.record([], Position("old", {0: 100, 1: 200}), "findings", plan)
+    await store.record([], at(3, "new"), "findings", plan)
+    assert await store.position("findings") == at(3, "new")
 
 
 async def test_a_plan_that_fails_leaves_nothing_behind(store: Store) -> None:
@@ -75,9 +88,9 @@ async def test_a_plan_that_fails_leaves_nothing_behind(store: Store) -> None:
         return plan(scene, item)
 
     with pytest.raises(ZeroDivisionError):
-        await store.record([finding("one"), finding("two", job="b")], {0: 9}, "findings", fails_at_the_second)
+        await store.record([finding("one"), finding("two", job="b")], at(9), "findings", fails_at_the_second)
     assert await store.newest(10, open_only=False) == []
-    assert await store.position("findings") == {}
+    assert await store.position("findings") == Position(None, {})
     assert await due(store) == []
 
 
