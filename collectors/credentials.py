@@ -28,7 +28,7 @@ class JobCredentials:
     def __init__(self, secret: Secret[bytes]) -> None:
         if len(secret.reveal()) < SECRET_BYTES_MIN:
             found, wanted = len(secret.reveal()), SECRET_BYTES_MIN
-            raise ValueError(f"the secret: expected at least {wanted} random bytes, found {found}: openssl rand {wanted}")
+            raise ValueError(f"the secret: expected at least {wanted} random bytes (openssl rand), found {found}")
         self._secret = secret
 
     def __repr__(self) -> str:

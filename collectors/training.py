@@ -12,7 +12,6 @@ import os
 import socket
 import stat
 import struct
-from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, Self
 
 from collectors.credentials import JobCredentials
 from collectors.errors import Refused, SocketTaken, UnsafeListener, WireRefusal
+from collectors.training_clock import SenderClock
 from collectors.training_lanes import HELD_BYTES_MAX, ByteBudget, Counters, Lane, Message, Publish, warm_up
 from collectors.training_wire import (
     HEAD_BYTES_MAX,
@@ -45,9 +45,6 @@ BACKLOG = 512
 CLOSE_SECONDS = 1.0
 """How long closing waits for what is on its way to the bus. What is not acknowledged by then is sent to the next
 collector."""
-OFFSETS_KEPT = 32
-"""Messages over which a connection's clock offset is measured. A message can be late on its way and never early, so
-that the greatest of the differences is the nearest to the truth."""
 UNIX_PATH_BYTES_MAX = 107
 """Linux's ``sun_path`` has 108 bytes with its final zero."""
 UNIX_MODE = 0o660
@@ -118,7 +115,7 @@ class TrainingListener:
         self._credentials = credentials
         self._require_token = require_token
         self.budget = ByteBudget(limits.held_bytes)
-        self.lanes = {stream: Lane(stream, publish, clock, self.budget, self.counters) for stream in Stream}
+        self.lanes = {stream: Lane(stream, publish, self.budget, self.counters) for stream in Stream}
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -199,7 +196,8 @@ class _Connection:
         self._tcp = tcp
         self._counters = listener.counters
         self._limits = listener.limits
-        self._offsets: deque[float] = deque(maxlen=OFFSETS_KEPT)
+        self._sender = SenderClock(listener.clock)
+        self._waited = 0.0
         self._said_unknown = False
         self._said: set[Refused] = set()
         self._unacknowledged = 0
@@ -275,7 +273,9 @@ class _Connection:
         while True:
             size = 0
             try:
+                idle_since = self._listener.clock.monotonic()
                 size = await self._length()
+                self._waited = self._listener.clock.monotonic() - idle_since
                 await self._listener.budget.take(size)
                 done = await self._one_message(hello, size)
             except WireRefusal as refusal:
@@ -335,14 +335,19 @@ class _Connection:
             return None
 
     async def _accept(self, hello: Hello, rows: RowsMessage, size: int) -> None:
-        self._offsets.append(rows.sent - self._listener.clock.now())
+        was_set = self._sender.received(rows.sent, self._waited)
+        if was_set:
+            LOGGER.warning(
+                "the clock of job %s, rank %d was set by %+.1f s; its rows follow", hello.job, hello.rank, was_set
+            )
+        self._sender.place(rows.rows, rows.sent)
         self._counters.unknown_fields += rows.unknown
         if rows.unknown and not self._said_unknown:
             self._said_unknown = True
             LOGGER.warning(
-                "%s of job %s sends columns that this collector does not know; they are left out", hello.sdk, hello.job
+                "%a of job %s sends columns that this collector does not know; they are left out", hello.sdk, hello.job
             )
-        message = Message(hello, rows, size, lambda: max(self._offsets), [self])
+        message = Message(hello, rows, size, self._sender.reading(), [self])
         self._unacknowledged += 1
         await self._listener.lanes[rows.stream].accept(message, self._listener.region, self._listener.node)
 

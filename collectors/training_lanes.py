@@ -17,7 +17,6 @@ from collectors.errors import Refused, WireRefusal
 from collectors.training_wire import STREAM_SCHEMAS, STREAM_TOPICS, Hello, RowsMessage, Stream
 from telemetry_bus.errors import BusUnavailable, FrameError, InvalidPayload
 from telemetry_bus.frames import Frame, Run, batch_of, encode
-from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.schemas import SCHEMAS
 from telemetry_bus.topics import Topic
 
@@ -105,12 +104,12 @@ class ByteBudget:
 
 @dataclass(slots=True)
 class Message:
-    """One rows message on its way to the bus. ``clock_offset`` gives the SDK's clock minus ours, in seconds."""
+    """One rows message on its way to the bus. ``sender_now`` says what the SDK's clock shows now, in UTC seconds."""
 
     hello: Hello
     rows: RowsMessage
     size: int
-    clock_offset: Callable[[], float]
+    sender_now: Callable[[], float]
     waiting: list[Answering]
     frame_bytes: int = 0
     """What it adds to a frame, at most; known once its rows are filled."""
@@ -119,10 +118,9 @@ class Message:
 class Lane:
     """One schema's way to the bus. Everything that came during a publish goes with the next, in one frame."""
 
-    def __init__(self, stream: Stream, publish: Publish, clock: Clock, budget: ByteBudget, counters: Counters) -> None:
+    def __init__(self, stream: Stream, publish: Publish, budget: ByteBudget, counters: Counters) -> None:
         self.stream = stream
         self._publish = publish
-        self._clock = clock
         self._budget = budget
         self._counters = counters
         self._queue: deque[Message] = deque()
@@ -230,9 +228,8 @@ class Lane:
             return error
         pause = RETRY_SECONDS_FIRST
         while True:
-            now = self._clock.now()
             # Stamped at each try: the reader holds `sent` against the bus's clock, and a wait is no wrong clock.
-            runs = tuple(_run_of(message, now) for message in messages)
+            runs = tuple(_run_of(message) for message in messages)
             try:
                 await self._publish(STREAM_TOPICS[self.stream], Frame(STREAM_SCHEMAS[self.stream], batch, runs))
             except BusUnavailable as error:
@@ -256,14 +253,14 @@ def _key(hello: Hello, stream: Stream) -> str:
     return f"{hello.boot} {source_of(hello, stream)}"
 
 
-def _run_of(message: Message, now: float) -> Run:
+def _run_of(message: Message) -> Run:
     rows = message.rows
     return Run(
         source_of(message.hello, rows.stream),
         message.hello.boot,
         rows.seq,
         len(rows.rows),
-        now + message.clock_offset(),
+        message.sender_now(),
     )
 
 
