@@ -132,7 +132,7 @@ def _settings(config: Path | None, **options: Any) -> Settings:
 
 
 def _finite(value: float | None) -> float | None:
-    """Click compares, and a NaN is within every bound."""
+    """An endless wait is no number of seconds, though it is above every minimum."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"expected a finite number of seconds, found {value}")
     return value

@@ -18,10 +18,11 @@ from alerting.store import StoreReader
 from app.output import console, print_json
 from app.roles import driver_here, receivers_of
 from app.settings import Settings, SettingsError
+from app.tail import missing_log
 from collectors.errors import CollectorError
 from collectors.registry import SourceOptions, build_source
 from telemetry_bus import Topic, open_bus
-from telemetry_bus.embedded import sqlite_version
+from telemetry_bus.embedded import EmbeddedBus, sqlite_version
 from telemetry_bus.errors import BusError
 from telemetry_bus.runtime.clock import Clock, SystemClock
 
@@ -29,6 +30,8 @@ DISK_FREE_BYTES_MIN = 5 * 1024**3
 """The embedded log may grow to some 4.3 GiB over all topics before its own bounds hold it."""
 CHECK_SECONDS_MAX = 15.0
 CONNECT_SECONDS_MAX = 5.0
+LOG_CHECK_SECONDS_MAX = 5.0
+"""A small log is looked through whole; of a large one as much as that allows."""
 CLOCK_STEP_SECONDS_MAX = 0.5
 NTP_SIGNS = ("/run/systemd/timesync/synchronized", "/run/chrony")
 
@@ -108,15 +111,21 @@ async def _state(settings: Settings, _clock: Clock) -> Checked:
 
 
 async def _bus(settings: Settings, clock: Clock) -> Checked:
-    if settings.bus is None and not (settings.state / "bus").exists():
-        return Checked("bus", Verdict.NOTE, f"{settings.bus_url} is not there yet; the first role that starts makes it")
+    if (missing := missing_log(settings.bus_url)) is not None:
+        if settings.bus is None:
+            return Checked("bus", Verdict.NOTE, f"{missing} is not there yet; the first role that starts makes it")
+        remedy = "Mend the URL of the bus; if it is right, the first role that starts makes the log."
+        return Checked("bus", Verdict.FAULT, f"{missing} is not there", remedy)
     try:
         async with open_bus(settings.bus_url, clock) as bus:
             ends = {topic.value: await bus.end(topic) for topic in (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)}
+            whole = not isinstance(bus, EmbeddedBus) or await bus.check(LOG_CHECK_SECONDS_MAX)
     except BusError as error:
         return Checked("bus", Verdict.FAULT, str(error), "Nothing can be published or read until the bus answers.")
     said = ", ".join(f"{topic} at {end}" for topic, end in ends.items())
-    return Checked("bus", Verdict.OK, f"{settings.bus_url} (SQLite {sqlite_version()}); {said}")
+    unseen = "" if whole else f"; no damage in what of its file was seen in {LOG_CHECK_SECONDS_MAX:g} s"
+    verdict = Verdict.OK if whole else Verdict.NOTE
+    return Checked("bus", verdict, f"{settings.bus_url} (SQLite {sqlite_version()}); {said}{unseen}")
 
 
 async def _store(settings: Settings, _clock: Clock) -> Checked:
@@ -127,7 +136,12 @@ async def _store(settings: Settings, _clock: Clock) -> Checked:
             await store.ready()
     except AlertingError as error:
         return Checked(
-            "store", Verdict.FAULT, str(error), "Incidents cannot be shown or recorded; critical pages are still sent."
+            "store",
+            Verdict.FAULT,
+            str(error),
+            "Incidents cannot be shown or recorded, and warnings wait; critical findings are still paged (an alert role "
+            "that starts now begins 15 minutes back). If the file is damaged, move it away: the alert role makes a new "
+            "one.",
         )
     return Checked("store", Verdict.OK, str(settings.store_path))
 

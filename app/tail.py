@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from telemetry_bus import Frame, Intake, Latest, Record, Topic, open_bus
 from telemetry_bus.bus import AtTime, Start
@@ -13,10 +15,12 @@ from telemetry_bus.runtime.clock import Clock
 ROW_COLUMNS_HIDDEN = frozenset({"payload", "detail"})
 
 
-async def tail(
-    url: str, topics: tuple[Topic, ...], clock: Clock, *, since_seconds: float | None, as_json: bool
-) -> None:
-    """Print what comes on ``topics`` until interrupted; with ``since_seconds`` begin that far back."""
+async def tail(url: str, topics: tuple[Topic, ...], clock: Clock, *, since_seconds: float | None, as_json: bool) -> int:
+    """Print what comes on ``topics`` until interrupted, from ``since_seconds`` ago on; 1 if there is no log."""
+    if (missing := missing_log(url)) is not None:
+        remedy = "Start nantucket up, or name another with --bus or --state."
+        print(f"{missing} is not there: expected a log. {remedy}", file=sys.stderr)
+        return 1
     start: Start = Latest() if since_seconds is None else AtTime(clock.now() - since_seconds)
     intake = Intake()
     async with open_bus(url, clock) as bus, bus.subscribe(topics, start) as subscription:
@@ -24,6 +28,14 @@ async def tail(
             for record in records:
                 _print(intake, record, as_json=as_json)
             sys.stdout.flush()
+    return 0
+
+
+def missing_log(url: str) -> Path | None:
+    """The file of the embedded log behind ``url`` if it is not there: who only reads must not make one."""
+    parts = urlsplit(url)
+    file = Path(unquote(parts.path)) / "log.sqlite"
+    return file if parts.scheme == "file" and not file.exists() else None
 
 
 def _print(intake: Intake, record: Record, *, as_json: bool) -> None:

@@ -75,6 +75,9 @@ WRONG = {
     "truth for a rate": ("[collect]\nhz = true", "collect.hz: found True; expected a number"),
     "number for text": ("node = 5", "node: found 5; input should be a valid string"),
     "empty name": ("node = ''", "node: found ''; string should have at least 1 character"),
+    "name with a slash": ("node = 'a/b'", "node: found 'a/b'; expected a name of printable characters without '/'"),
+    "name of two lines": ('node = "a\\nb"', "node: found 'a\\nb'; expected a name of printable"),
+    "name that blinks": ('region = "\\u001b[5meu"', "region: found '\\x1b[5meu'; expected a name of printable"),
     "too many": ("[collect]\nsimulate = 400001", "collect.simulate: found 400001; input should be less than or equal"),
     "too few": ("[collect]\nsimulate = -1", "collect.simulate: found -1; input should be greater than or equal to 0"),
     "seed below zero": ("[collect]\nseed = -1", "collect.seed: found -1; input should be greater than or equal to 0"),
@@ -214,6 +217,8 @@ def test_variables_of_the_sdk_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> No
         ),
         (("up", "--colour"), {}, "No such option"),
         (("demo", "--simulate", "-1"), {}, "--simulate"),
+        (("demo", "--linger", "inf"), {}, "expected a finite number of seconds"),
+        (("tail", "--since", "inf"), {}, "expected a finite number of seconds"),
         (("tail", "weather"), {}, "weather"),
     ],
 )
