@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from alerting.body import Presentation
-from alerting.errors import BadSetting
+from alerting.errors import BadSetting, StoreUnavailable
 from alerting.incident import Tier
 from alerting.reader import IncidentReader
 from alerting.receivers import RECEIVERS, Receiver
@@ -125,6 +125,11 @@ async def alerting_role(wiring: Wiring) -> None:
         on_change=wiring.incidents_changed.set,
     )
     store = await wiring.stack.enter_async_context(Store(settings.store_path))
+    try:
+        await store.ready()
+    except StoreUnavailable as error:
+        notes = wiring.said.setdefault("notes", [])
+        notes.append(f"Incidents are not recorded, only critical findings are paged: {error}")
     service = AlertService(wiring.bus, store, receivers_of(settings, wiring.clock), Routing(), wiring.clock, options)
     await wiring.stack.enter_async_context(service)
     wiring.gauges.add(lambda: alert_metrics(service.stats))
