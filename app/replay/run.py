@@ -141,21 +141,31 @@ def replay_run(run: Run, detectors: Sequence[Detector], rows_per_frame: int = RO
     micros = event_micros(run)
     batch = run_batch(run, micros, job_name(run.path))
     found: list[tuple[Finding, int]] = []
-    for begin, end in _pieces(micros, rows_per_frame):
-        if begin and micros[begin] - micros[begin - 1] > QUIET_SECONDS * 1e6:
-            for now in gap_ticks(micros[begin - 1] / 1e6, micros[begin] / 1e6):
-                found.extend((item, begin) for detector in detectors for item in detector.tick(now, ReaderHealth()))
-        source = ManifestRun("replay", _BOOT, begin, end - begin, micros[end - 1] / 1e6)
-        frame = Frame("train/1", batch.slice(begin, end - begin), (source,))
-        said = [item for detector in detectors for item in detector.observe(frame)]
-        rows = np.searchsorted(micros[begin:end], [round(item.time * 1e6) for item in said]) if said else ()
-        found.extend(
-            sorted(((item, begin + int(at)) for item, at in zip(said, rows, strict=True)), key=lambda pair: pair[1])
-        )
+    for begin, end in pieces(micros, rows_per_frame):
+        found += feed(detectors, batch, micros, begin, end)
     return _result(run, found, len(micros) / max(perf_counter() - started, 1e-9))
 
 
-def _pieces(micros: list[int], rows_per_frame: int) -> Iterator[tuple[int, int]]:
+def feed(
+    detectors: Sequence[Detector], batch: pa.RecordBatch, micros: list[int], begin: int, end: int
+) -> list[tuple[Finding, int]]:
+    """Give the rows from ``begin`` to ``end`` as one frame, after the ticks of the gap before them; what was said, each
+    with the row at which it came out."""
+    found: list[tuple[Finding, int]] = []
+    if begin and micros[begin] - micros[begin - 1] > QUIET_SECONDS * 1e6:
+        for now in gap_ticks(micros[begin - 1] / 1e6, micros[begin] / 1e6):
+            found.extend((item, begin) for detector in detectors for item in detector.tick(now, ReaderHealth()))
+    source = ManifestRun("replay", _BOOT, begin, end - begin, micros[end - 1] / 1e6)
+    frame = Frame("train/1", batch.slice(begin, end - begin), (source,))
+    said = [item for detector in detectors for item in detector.observe(frame)]
+    rows = np.searchsorted(micros[begin:end], [round(item.time * 1e6) for item in said]) if said else ()
+    found.extend(
+        sorted(((item, begin + int(at)) for item, at in zip(said, rows, strict=True)), key=lambda pair: pair[1])
+    )
+    return found
+
+
+def pieces(micros: list[int], rows_per_frame: int) -> Iterator[tuple[int, int]]:
     """Cut the rows into frames, also before every gap that has ticks."""
     gaps = (np.flatnonzero(np.diff(micros) > QUIET_SECONDS * 1e6) + 1).tolist()
     begin = 0

@@ -1,18 +1,20 @@
 """Recorded runs through the detectors: what comes out depends on no later row and not on how rows are cut into
 frames."""
 
+import copy
 import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.replay import ReplayFinding, ReplayResult, Run, read_run, replay_command, replay_run
-from app.replay.run import GAP_TICKS_MAX, event_micros, gap_ticks
-from detectors import run_detectors
+from app.replay.run import GAP_TICKS_MAX, event_micros, feed, gap_ticks, job_name, pieces, run_batch
+from detectors import Detector, run_detectors
 
 CORPUS = Path(__file__).parent.parent / "corpus"
 RUNS = sorted(CORPUS.glob("*.csv"))
@@ -49,12 +51,52 @@ def test_a_prefix_of_a_run_gives_a_prefix_of_its_findings(path: Path) -> None:
     whole = replayed(run)
     chance = np.random.default_rng(7)
     around = {max(1, item.row + more) for item in whole.findings for more in (0, 1)}
-    lengths = sorted(around | set(chance.integers(1, len(run.rows), 2).tolist()))[:9]
+    lengths = sorted(around | set(chance.integers(1, len(run.rows), 2).tolist()))[:4]
     for at, rows in enumerate(lengths):
         part = replayed(prefix(run, rows), PIECES[at % len(PIECES)])
         assert told(part.findings) == told(tuple(item for item in whole.findings if item.row < rows))
         assert told(part.resolved) == told(tuple(item for item in whole.resolved if item.row < rows))
         assert told(part.pages) == told(tuple(item for item in whole.pages if item.row < rows))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("size", PIECES)
+@pytest.mark.parametrize("name", ["nan-log0-0", "bitflip-g-2", "blip-lm-0", "healthy-resume-2"])
+def test_every_prefix_says_what_the_whole_run_said_so_far(name: str, size: int) -> None:
+    """Each of a run's prefixes, row by row to its end, in pieces of 1, 7 and 64 rows: a prefix that ends inside a piece
+    is fed from a copy of the detectors' state at the last border, which is what a replay of it would have there."""
+    run = read_run(CORPUS / f"{name}.csv")
+    micros = event_micros(run)
+    batch = run_batch(run, micros, job_name(run.path))
+    whole = fed_prefixes(run_detectors_now(), batch, micros, len(micros))[len(micros)]
+    prefixes = fed_prefixes(run_detectors_now(), batch, micros, size)
+    assert sorted(prefixes) == list(range(1, len(micros) + 1))
+    for rows, said in prefixes.items():
+        assert said == [item for item in whole if item[1] < rows], f"the first {rows} rows"
+    assert (name == "healthy-resume-2") == (whole == [])
+
+
+def run_detectors_now() -> list[Detector]:
+    """Fresh detectors."""
+    return [config.build() for config in run_detectors()]
+
+
+def fed_prefixes(
+    detectors: list[Detector], batch: pa.RecordBatch, micros: list[int], size: int
+) -> dict[int, list[tuple[str, int]]]:
+    """What is said of every prefix (of the whole run only, if one piece takes it): rows to (finding, row)."""
+
+    def told_of(detectors: list[Detector], begin: int, end: int) -> list[tuple[str, int]]:
+        return [(repr(finding), row) for finding, row in feed(detectors, batch, micros, begin, end)]
+
+    said: list[tuple[str, int]] = []
+    prefixes: dict[int, list[tuple[str, int]]] = {}
+    for begin, end in pieces(micros, size):
+        for inside in range(begin + 1, end if size < len(micros) else begin):
+            prefixes[inside] = said + told_of(copy.deepcopy(detectors), begin, inside)
+        said = said + told_of(detectors, begin, end)
+        prefixes[end] = said
+    return prefixes
 
 
 @by_run
