@@ -201,6 +201,7 @@ class _Connection:
         self._said_unknown = False
         self._said: set[Refused] = set()
         self._unacknowledged = 0
+        self._unread = 0
         self._settled = asyncio.Event()
 
     async def serve(self) -> None:
@@ -320,6 +321,7 @@ class _Connection:
             return parse_object(text)
         except WireRefusal as refusal:
             self._refuse(refusal, {})
+            self._unread += 1
             return None
 
     def _rows(self, hello: Hello, body: dict[str, Any]) -> RowsMessage | None:
@@ -328,11 +330,20 @@ class _Connection:
                 found = ascii(str(body.get("type"))[:40])
                 raise WireRefusal(Refused.NOT_A_MESSAGE, f"type: expected 'rows' or 'bye', found {found}")
             rows = parse_rows(body)
-            self._listener.lanes[rows.stream].check(hello, rows)
+            self._listener.lanes[rows.stream].check(hello, rows, self._unread)
             return rows
         except WireRefusal as refusal:
             self._refuse(refusal, body)
+            self._pass_over(hello, body)
             return None
+
+    def _pass_over(self, hello: Hello, body: Mapping[str, Any]) -> None:
+        """Keep count of a refused message's number, or that it had none."""
+        stream, seq = body.get("stream"), body.get("seq")
+        if type(seq) is int and isinstance(stream, str) and stream in self._listener.lanes:
+            self._listener.lanes[Stream(stream)].passed_over(hello, seq)
+        else:
+            self._unread += 1
 
     async def _accept(self, hello: Hello, rows: RowsMessage, size: int) -> None:
         was_set = self._sender.received(rows.sent, self._waited)

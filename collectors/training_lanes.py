@@ -40,7 +40,8 @@ STREAMS_MAX = 16_384
 """Streams (three for each SDK process) whose last number is remembered. What is forgotten and repeated is dropped at
 the reader's ledger."""
 SEQ_AHEAD_MAX = 1_024
-"""How far a stream's number may jump. It jumps by one for every message that was refused, and for nothing else."""
+"""How far a stream's number may jump: beyond messages that were refused before their number could be read. Nothing else
+makes an SDK's numbers jump."""
 RETRY_SECONDS_FIRST = 0.05
 RETRY_SECONDS_MAX = 1.0
 
@@ -130,12 +131,21 @@ class Lane:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def check(self, hello: Hello, rows: RowsMessage) -> None:
-        """Refuse a number too far ahead of the last one: the reader would count it as lost frames."""
+    def check(self, hello: Hello, rows: RowsMessage, unread: int) -> None:
+        """Refuse a number too far ahead of the last one: the reader would count it as lost frames.
+
+        ``unread`` is how many messages of this connection were refused before their number could be read.
+        """
         last = self._last.get(_key(hello, self.stream))
-        if last is not None and rows.seq > last + SEQ_AHEAD_MAX:
-            expected = f"expected at most {last + SEQ_AHEAD_MAX} after {last}"
-            raise WireRefusal(Refused.BAD_SEQ, f"seq: {expected}, found {rows.seq}")
+        if last is not None and rows.seq > (most := last + SEQ_AHEAD_MAX + unread):
+            raise WireRefusal(Refused.BAD_SEQ, f"seq: expected at most {most} after {last}, found {rows.seq}")
+
+    def passed_over(self, hello: Hello, seq: int) -> None:
+        """Note the number of a message that was refused: the next one is no jump."""
+        key = _key(hello, self.stream)
+        last = self._last.get(key)
+        if last is not None and last < seq <= last + SEQ_AHEAD_MAX:
+            self._last[key] = seq
 
     async def accept(self, message: Message, region: str | None, node: str) -> None:
         """Take a message once: a repetition is acknowledged with the first one, or at once where that is durable."""

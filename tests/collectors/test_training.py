@@ -8,7 +8,7 @@ import logging
 import socket
 import stat
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -493,6 +493,32 @@ async def test_a_number_far_ahead_is_refused(tmp_path: Path) -> None:
         found = [await client.answer() for _ in range(3)]
         by_seq = {answer["seq"]: answer.get("message", answer["type"]) for answer in found}
         assert by_seq == {5: "ack", 6: "ack", 1030: "seq: expected at most 1029 after 5, found 1030"}
+        await client.close()
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(lambda seq: rows(seq, {"time": 1.0, "step": 1, "loss": "x"}), id="for a cell"),
+        pytest.param(lambda seq: rows(seq) | {"sent": None}, id="for its time"),
+        pytest.param(lambda seq: b"{", id="before its number could be read"),
+        pytest.param(lambda seq: rows(seq) | {"seq": str(seq)}, id="for a number that is a text"),
+    ],
+)
+async def test_refused_messages_do_not_shut_the_stream(tmp_path: Path, refused: Callable[[int], Any]) -> None:
+    """However many messages in a row were refused, the next good one is taken: an SDK heals without a restart."""
+    recorder = Recorder()
+    async with listening(tmp_path, recorder) as listener:
+        client = await connected(listener)
+        client.send(rows(0))
+        assert (await client.answer())["type"] == "ack"
+        for seq in range(1, 1_200):
+            client.send(refused(seq))
+            assert (await client.answer())["type"] == "refuse"
+        client.send(rows(1_200))
+        assert await client.answer() == {"type": "ack", "stream": "train", "seq": 1_200}
+        client.send(rows(1_200 + 1_200 + 1_024))
+        assert (await client.answer())["reason"] == Refused.BAD_SEQ
         await client.close()
 
 
