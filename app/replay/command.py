@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from app.replay.errors import ReplayError, UnreadableRun
-from app.replay.readers import read_run
-from app.replay.run import ReplayResult, replay_run
+from app.replay.errors import ReplayError
+from app.replay.readers import Run, read_run
+from app.replay.run import ReplayResult, job_name, replay_run
 from detectors import run_detectors
 from telemetry_bus.json_text import dumps
 
@@ -30,9 +30,10 @@ def replay_command(paths: Sequence[Path], json: bool, plot: Path | None) -> int:
         said.print("replay: expected at least one file, found none.", markup=False)
         return WRONG_USAGE
     status = DONE
-    for path in paths:
+    for path, picture in zip(paths, picture_names(paths), strict=True):
         try:
-            result = _replay(path, plot)
+            run = read_run(path)
+            result = replay_run(run, [config.build() for config in run_detectors()])
         except ReplayError as error:
             said.print(f"replay: {error}", markup=False)
             status = FAILED
@@ -46,22 +47,37 @@ def replay_command(paths: Sequence[Path], json: bool, plot: Path | None) -> int:
             sys.stdout.flush()
         else:
             _print(result)
+        if plot is not None and (failure := _plot(run, result, plot / f"{picture}.png")) is not None:
+            said.print(f"replay: {failure}", markup=False)
+            status = FAILED
     return status
 
 
-def _replay(path: Path, plot: Path | None) -> ReplayResult:
-    run = read_run(path)
-    result = replay_run(run, [config.build() for config in run_detectors()])
-    if plot is not None:
-        from app.replay.plot import plot_run  # noqa: PLC0415  matplotlib takes half a second to import
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """A name for the picture of each run; the second `train` is `train-2`."""
+    given: dict[str, int] = {}
+    names: list[str] = []
+    for path in paths:
+        base = name = job_name(path)
+        while name in given:
+            given[base] += 1
+            name = f"{base}-{given[base]}"
+        given[name] = 1
+        names.append(name)
+    return names
 
-        try:
-            plot_run(run, result, plot)
-        except OSError as error:
-            raise UnreadableRun(
-                plot, f"no picture can be written there ({error})", "a folder that can be written"
-            ) from error
-    return result
+
+def _plot(run: Run, result: ReplayResult, path: Path) -> str | None:
+    """Draw ``run``; what to say if that is not possible."""
+    from app.replay.plot import plot_run  # noqa: PLC0415  matplotlib takes half a second to import
+
+    try:
+        plot_run(run, result, path)
+    except OSError as error:
+        return f"{path}: no picture can be written there ({error}); expected a folder that can be written."
+    except Exception as error:  # noqa: BLE001 - whatever matplotlib makes of a run: its findings are told already
+        return f"{path}: no picture can be drawn of {run.path} ({type(error).__name__}: {error})."
+    return None
 
 
 def _print(result: ReplayResult) -> None:

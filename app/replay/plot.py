@@ -16,11 +16,13 @@ PICTURE_INCHES = (11.0, 6.0)
 LINES_MAX = 200
 """Findings that are drawn; a picture with more of them shows nothing."""
 
+DRAWN_MAX = 1e100
+"""matplotlib multiplies the span of an axis with itself; the largest float is 1.8e308."""
 
-def plot_run(run: Run, result: ReplayResult, folder: Path) -> Path:
-    """Write ``folder/NAME.png`` (the folder is made if need be) and return its path. ``OSError`` if it cannot be
-    written."""
-    folder.mkdir(parents=True, exist_ok=True)
+
+def plot_run(run: Run, result: ReplayResult, path: Path) -> None:
+    """Write the picture to ``path`` (its folder is made if need be). ``OSError`` if it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, sharex=True)
@@ -29,19 +31,15 @@ def plot_run(run: Run, result: ReplayResult, folder: Path) -> Path:
         _findings(axis, result)
     axes[0].set_title(f"{job_name(run.path)}: {len(result.findings)} findings, {len(result.pages)} pages")
     axes[1].set_xlabel("row (steps repeat after a resume)")
-    path = folder / f"{job_name(run.path)}.png"
     figure.savefig(path, dpi=110)
-    return path
 
 
 def _curve(axis: Any, run: Run, name: str, label: str) -> None:
-    """Absent values leave a gap; non-finite ones are crosses at the upper edge."""
+    """Absent values leave a gap; non-finite ones and those beyond :data:`DRAWN_MAX` are crosses at the upper edge."""
     values = run.columns.get(name) or [None] * len(run.rows)
-    finite = [value if value is not None and math.isfinite(value) else math.nan for value in values]
+    finite = [value if value is not None and _drawn(value) else math.nan for value in values]
     axis.plot(run.rows, finite, linewidth=0.7, color="#1565c0")
-    broken = [
-        row for row, value in zip(run.rows, values, strict=True) if value is not None and not math.isfinite(value)
-    ]
+    broken = [row for row, value in zip(run.rows, values, strict=True) if value is not None and not _drawn(value)]
     axis.plot(broken, [0.97] * len(broken), "x", color="#c62828", markersize=4, transform=axis.get_xaxis_transform())
     positive = [value for value in finite if value > 0]
     if (
@@ -52,6 +50,10 @@ def _curve(axis: Any, run: Run, name: str, label: str) -> None:
         axis.set_yscale("log")
     axis.set_ylabel(label)
     axis.grid(alpha=0.25)
+
+
+def _drawn(value: float) -> bool:
+    return math.isfinite(value) and abs(value) <= DRAWN_MAX
 
 
 def _findings(axis: Any, result: ReplayResult) -> None:

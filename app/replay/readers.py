@@ -97,17 +97,29 @@ def _first(run: Run) -> str:
 
 def _text(path: Path) -> str:
     try:
-        size = path.stat().st_size
-        if size > FILE_BYTES_MAX:
-            raise UnreadableRun(path, f"the file has {size} bytes", f"at most {FILE_BYTES_MAX}")
-        text = path.read_bytes().decode("utf-8-sig", "replace")
+        # Before it is opened: a pipe would keep whoever opens it waiting, and a device may have no end.
+        if not (path.is_file() or path.is_dir() or not path.exists()):
+            raise UnreadableRun(path, "it is a pipe or a device", "a regular file: copy what comes out of it to one")
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise UnreadableRun(
             path, f"it cannot be read: {error.strerror or error}", "a file with a recorded run"
         ) from error
+    if len(data) > FILE_BYTES_MAX:
+        raise UnreadableRun(path, f"the file has more than {FILE_BYTES_MAX} bytes", "at most so many")
+    if _is_utf16(data):
+        raise UnreadableRun(path, "it is UTF-16 text", "UTF-8: iconv -f UTF-16 -t UTF-8 makes it")
+    text = data.decode("utf-8-sig", "replace")
     if not text.strip():
         raise UnreadableRun(path, "the file is empty", "a recorded run")
     return text
+
+
+def _is_utf16(data: bytes) -> bool:
+    """By its mark, or because every other byte of its beginning is zero, as it is of ASCII in UTF-16."""
+    halves = data[0:32:2], data[1:32:2]
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(halves[1]) > 1 and any(not any(half) for half in halves))
 
 
 def _read_csv(path: Path, text: str) -> Run:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,31 @@ def test_an_event_file_is_refused_by_name(tmp_path: Path) -> None:
     """What is not read yet says so, instead of being read as text."""
     with pytest.raises(UnreadableRun, match="TensorBoard"):
         read_run(written(tmp_path, "events.out.tfevents.1.host", b"\x18\x00\x00"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_is_said_to_be_that(tmp_path: Path, encoding: str) -> None:
+    """With or without a mark at its beginning; the message says how to make UTF-8 of it."""
+    path = tmp_path / "r.csv"
+    path.write_bytes("step,loss\n0,1.5\n1,1.25\n".encode(encoding))
+    with pytest.raises(UnreadableRun, match="UTF-16 text; expected UTF-8: iconv"):
+        read_run(path)
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_a_line_may_end_as_on_any_system(tmp_path: Path, end: str) -> None:
+    """A carriage return alone ends a line, too."""
+    path = tmp_path / "r.csv"
+    path.write_bytes(end.join(["step,loss", "0,1.5", "1,1.25", ""]).encode())
+    assert read_run(path).columns == {"step": [0, 1], "loss": [1.5, 1.25]}
+
+
+def test_a_pipe_or_a_device_is_refused_without_being_opened(tmp_path: Path) -> None:
+    """Opening a pipe waits for its writer, and /dev/zero has no end."""
+    os.mkfifo(tmp_path / "run.csv")
+    for path in (tmp_path / "run.csv", Path("/dev/zero")):
+        with pytest.raises(UnreadableRun, match="a pipe or a device"):
+            read_run(path)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
