@@ -13,6 +13,7 @@ from alerting.delivery import Delivery
 from alerting.group import Change, Scene
 from alerting.incident import Scope
 from alerting.plan import Planner
+from alerting.sight import Sight
 from telemetry_bus.findings import Finding
 from telemetry_bus.schemas import Severity
 
@@ -37,22 +38,28 @@ class Batch:
 
 
 class Memory:
-    """The scenes that this process has seen."""
+    """The scenes that this process has seen, and what it knows of Nantucket's own sight."""
 
     def __init__(self) -> None:
         self._scenes: OrderedDict[Scope, Scene] = OrderedDict()
+        self.sight = Sight()
 
     def learn(self, change: Change) -> None:
         """Remember ``change``."""
         scope = Scope.of(change.finding)
-        self._scenes[scope] = self._scenes.get(scope, Scene()).after(change)
+        scene = self.scene(scope)
+        self.sight = self.sight.after(change)
+        self._scenes[scope] = scene.after(change)
         self._scenes.move_to_end(scope)
         while len(self._scenes) > SCOPES_REMEMBERED_MAX:
             self._scenes.popitem(last=False)
 
     def scene(self, scope: Scope) -> Scene:
-        """What is remembered of ``scope``."""
-        return self._scenes.get(scope, Scene())
+        """What is remembered of ``scope``: at least the incidents there that are in sight."""
+        known = self._scenes.get(scope)
+        if known is None:
+            return Scene(open=tuple(item for item in self.sight.open.values() if item.scope == scope))
+        return known
 
 
 class Foresight:
@@ -62,21 +69,25 @@ class Foresight:
         self._memory = memory
         self._foreseen: OrderedDict[Scope, Scene] = OrderedDict()
         self._ids: OrderedDict[str, None] = OrderedDict()
+        self._sight: Sight | None = None
 
     def pages(self, findings: Sequence[Finding], planner: Planner, now: float, blind: Sequence[str]) -> list[Delivery]:
         """The deliveries of ``findings`` that cannot wait: those of critical ones."""
         urgent: list[Delivery] = []
+        sight = self._memory.sight if self._sight is None else self._sight
         for finding in findings:
             if finding.id in self._ids:
                 continue
             self._ids[finding.id] = None
             scope = Scope.of(finding)
             scene = self._foreseen.get(scope, self._memory.scene(scope))
-            planned = planner.plan(scene, finding, now, blind)
+            planned = planner.plan(scene, finding, now, blind, sight)
+            sight = sight.after(planned.change)
             self._foreseen[scope] = scene.after(planned.change)
             self._foreseen.move_to_end(scope)
             if finding.severity is Severity.CRITICAL:
                 urgent.extend(planned.deliveries)
+        self._sight = sight
         while len(self._foreseen) > SCOPES_REMEMBERED_MAX:
             self._foreseen.popitem(last=False)
         while len(self._ids) > IDS_REMEMBERED_MAX:
@@ -85,6 +96,7 @@ class Foresight:
 
     def forget(self) -> None:
         """The store has taken everything: what was foreseen is now known."""
+        self._sight = None
         self._foreseen.clear()
         self._ids.clear()
 

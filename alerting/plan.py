@@ -12,6 +12,7 @@ from alerting.delivery import Delivery, delivery_id
 from alerting.group import Change, Scene, group
 from alerting.incident import Tier
 from alerting.route import Routing, address
+from alerting.sight import Sight
 from telemetry_bus.findings import Finding
 
 
@@ -31,13 +32,19 @@ class Planner:
     receivers: Mapping[str, frozenset[Tier]]
     presentation: Presentation
 
-    def plan(self, scene: Scene, finding: Finding, now: float, blind: Sequence[str]) -> Planned:
-        """What ``finding`` calls for in ``scene``, at ``now`` (UTC seconds), while Nantucket cannot see ``blind``."""
+    def plan(
+        self, scene: Scene, finding: Finding, now: float, blind: Sequence[str], sight: Sight | None = None
+    ) -> Planned:
+        """What ``finding`` calls for in ``scene``, at ``now`` (UTC seconds), while Nantucket cannot see ``blind``.
+
+        ``sight`` holds the open incidents about Nantucket's own sight: what they say is added to ``blind``.
+        """
         change, addressed = address(group(scene, finding, self.routing.tier), self.receivers)
         incident = change.incident
         if incident is None or change.turn is None or not addressed:
             return Planned(change)
-        shown = incident_object(incident, self.presentation, blind, now)
+        own = () if sight is None else sight.after(change).sentences(now, besides=incident.id)
+        shown = incident_object(incident, self.presentation, (*blind, *own), now)
         deliveries = tuple(
             Delivery(
                 id=delivery_id(incident.paging_key, transition, receiver),

@@ -28,28 +28,35 @@ class IncidentReader:
         self._presentation = Presentation() if presentation is None else presentation
         self._blind = blind
 
+    async def _sight(self) -> tuple[str, ...]:
+        """What cannot be seen just now, in words."""
+        return (*self._blind(), *(await self._store.sight()).sentences(self._clock.now()))
+
     async def incidents(self, limit: int = 200, open_only: bool = False) -> list[dict[str, Any]]:
         """Up to ``limit`` incidents, newest first."""
-        return self._shown(await self._store.newest(limit, open_only))
+        return self._shown(await self._store.newest(limit, open_only), await self._sight())
 
     async def incident(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the word of the API
         """One incident, ``findings`` being the list of its newest findings, oldest first; ``None`` if there is none."""
         stored = await self._store.one(id)
         if stored is None:
             return None
-        return self._shown([stored[0]])[0] | {"findings": stored[1], "findings_total": stored[0].findings}
+        return self._shown([stored[0]], await self._sight())[0] | {
+            "findings": stored[1],
+            "findings_total": stored[0].findings,
+        }
 
     async def changed_since(self, revision: int) -> tuple[int, list[dict[str, Any]]]:
         """The store's revision, and the incidents that changed after ``revision``, oldest change first."""
         current, stored = await self._store.changed_since(revision)
-        return current, self._shown(stored)
+        return current, self._shown(stored, await self._sight() if stored else ())
 
     async def ready(self) -> None:
         """Raise if the store cannot be read."""
         await self._store.ready()
 
-    def _shown(self, stored: Sequence[StoredIncident]) -> list[dict[str, Any]]:
-        now, blind = self._clock.now(), tuple(self._blind())
+    def _shown(self, stored: Sequence[StoredIncident], blind: Sequence[str]) -> list[dict[str, Any]]:
+        now = self._clock.now()
         return [
             incident_object(item.incident, self._presentation, blind, now)
             | {

@@ -26,7 +26,7 @@ from alerting.receivers import Receiver
 from alerting.rehearsal import rehearsal_findings
 from alerting.route import Routing
 from alerting.stats import Stats
-from alerting.store import Position, Recorded, Store
+from alerting.store import Plan, Position, Recorded, Store
 from alerting.unrecorded import WINDOW_SECONDS, read_unrecorded
 from alerting.waits import Waits
 from telemetry_bus.bus import AtOffset, Bus, Earliest, Record, Start, Subscription
@@ -57,8 +57,8 @@ def _sees_all() -> Sequence[str]:
 class AlertOptions:
     """What may be set besides the routes.
 
-    ``blind`` says in words what Nantucket cannot see just now; ``dead_letter`` keeps what could not be read;
-    ``on_change`` is called in the event loop after each change of the store.
+    ``blind`` says in words what Nantucket cannot see besides what its own incidents say; ``dead_letter`` keeps what
+    could not be read; ``on_change`` is called in the event loop after each change of the store.
     """
 
     presentation: Presentation = field(default_factory=Presentation)
@@ -173,6 +173,7 @@ class AlertService:
         position = await self._position()
         self._log, self._following = position.log, dict(position.following)
         await self._rehearse()
+        await self._look()
         waits = Waits()
         while True:
             try:
@@ -233,6 +234,13 @@ class AlertService:
             await self._store.rehearse(
                 rehearsal_findings(now), lambda scene, finding: self._planner.plan(scene, finding, now, ())
             )
+        except StoreUnavailable as error:
+            self._note_store_failure(error)
+
+    async def _look(self) -> None:
+        """Know from the start what an earlier process was told of Nantucket's own sight."""
+        try:
+            self._memory.sight = await self._store.sight()
         except StoreUnavailable as error:
             self._note_store_failure(error)
 
@@ -310,16 +318,24 @@ class AlertService:
     async def _flush(self) -> None:
         """Record what is held, oldest first. The reader does it while the store is there, else only ``_restore``."""
         while self._held.batches:
-            batch, now, blind = self._held.batches[0], self._clock.now(), tuple(self._options.blind())
-
-            def plan(scene: Scene, finding: Finding, now: float = now, blind: Sequence[str] = blind) -> Planned:
-                return self._planner.plan(scene, finding, now, blind)
-
+            batch = self._held.batches[0]
             position = Position(batch.log, batch.following)
-            recorded = await self._store.record(batch.findings, position, Topic.FINDINGS.value, plan)
+            recorded = await self._store.record(batch.findings, position, Topic.FINDINGS.value, self._plan())
             self._held.batches.popleft()
             self._deliverer.offer(recorded.deliveries)
             self._learn(recorded)
+
+    def _plan(self) -> Plan:
+        """How the findings of one transaction are planned: each sees what those before it have shown."""
+        now, blind, sight = self._clock.now(), tuple(self._options.blind()), self._memory.sight
+
+        def plan(scene: Scene, finding: Finding) -> Planned:
+            nonlocal sight
+            planned = self._planner.plan(scene, finding, now, blind, sight)
+            sight = sight.after(planned.change)
+            return planned
+
+        return plan
 
     def _learn(self, recorded: Recorded) -> None:
         for change in recorded.changes:

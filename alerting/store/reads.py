@@ -1,7 +1,7 @@
 """What is asked of the store. Each function is given a connection and changes nothing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from alerting.delivery import Delivery, DeliveryState
 from alerting.incident import Incident, Status, Tier
 from alerting.store.tables import deliveries, findings, incidents, logs, meta, positions
+from telemetry_bus.findings import FindingKind
 
 FINDINGS_SHOWN_MAX = 500
 """The findings that are shown of one incident: the newest ones. A person reads fewer."""
@@ -123,6 +124,14 @@ def changed_since(connection: sa.Connection, revision: int) -> tuple[int, list[S
     current = int(connection.execute(sa.select(meta.c.value).where(meta.c.name == "revision")).scalar_one())
     chosen = sa.select(incidents).where(incidents.c.revision > revision).order_by(incidents.c.revision)
     return current, _stored(connection, connection.execute(chosen).all())
+
+
+def firing(connection: sa.Connection, kinds: Collection[FindingKind], limit: int) -> list[Incident]:
+    """Up to ``limit`` open incidents that were opened with one of ``kinds``, the newest."""
+    names = [kind.value for kind in kinds]
+    is_it = sa.and_(incidents.c.status == Status.FIRING.value, incidents.c.paging_kind.in_(names))
+    chosen = sa.select(incidents.c.document).where(is_it).order_by(incidents.c.opened_time.desc()).limit(limit)
+    return [Incident.from_document(json.loads(document)) for document in connection.scalars(chosen)]
 
 
 def one(connection: sa.Connection, identity: str) -> tuple[StoredIncident, list[dict[str, Any]]] | None:

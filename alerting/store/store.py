@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from alerting.delivery import Delivery, Mark
 from alerting.errors import StoreUnavailable
+from alerting.sight import INCIDENTS_MAX, SENTENCES, Sight
 from alerting.store import reads, writes
 from alerting.store.engine import (
     DELIVERIES_KEPT,
@@ -103,6 +104,11 @@ class StoreReader:
     async def one(self, identity: str) -> tuple[StoredIncident, list[dict[str, Any]]] | None:
         """One incident and its findings, or ``None``."""
         return await self._read("read an incident", lambda connection: reads.one(connection, identity))
+
+    async def sight(self) -> Sight:
+        """What Nantucket cannot see just now."""
+        asked = tuple(SENTENCES), INCIDENTS_MAX
+        return Sight.of(await self._read("read its sight", lambda connection: reads.firing(connection, *asked)))
 
     async def changed_since(self, revision: int) -> tuple[int, list[StoredIncident]]:
         """The newest revision, and the incidents changed after ``revision``."""
