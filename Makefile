@@ -11,6 +11,8 @@ WEB := dashboards/web
 # npm and every script that it starts use the Node of the virtual environment, whatever the system has.
 NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix $(WEB)
 BENCH ?= page --peer prometheus
+# A process a core, up to four; each takes the next test when it is done, the longest first (tests/conftest.py).
+PYTEST_ARGS ?= --numprocesses logical --maxprocesses 4 --dist load --maxschedchunk 1
 WEB_SOURCES := $(shell find $(WEB) -type f -not -path '*/node_modules/*' -not -path '*/dist/*' 2>/dev/null)
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url --quiet \
 	--custom-compile-command 'make lock'

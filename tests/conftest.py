@@ -72,6 +72,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"no recordings: {SHARED} is not there")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that may take longest, so that no core waits for one at the end; the rest stays shuffled."""
+    items.sort(key=_allowed_seconds, reverse=True)
+
+
+def _allowed_seconds(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker is not None else 0.0
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name in the last lines each service that is missing and each test that was not run."""
     lines = [f"not available: {missing.missing()}" for missing in services.SERVICES if missing.locate() is None]
