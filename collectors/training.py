@@ -5,12 +5,9 @@ refused is answered with its reason and counted, and stops nothing else. docs/wi
 """
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
-import socket
-import stat
 import struct
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -20,11 +17,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from collectors.credentials import JobCredentials
-from collectors.errors import Refused, SocketTaken, UnsafeListener, WireRefusal
+from collectors.errors import Refused, WireRefusal
 from collectors.training_clock import SenderClock
-from collectors.training_lanes import HELD_BYTES_MAX, ByteBudget, Counters, Lane, Message, Publish, warm_up
+from collectors.training_lanes import Counters, Lane, Message, Publish, warm_up
+from collectors.training_memory import (
+    CONNECTION_BYTES_MAX,
+    HELD_BYTES_MAX,
+    UNFINISHED_BYTES_MAX,
+    Arrivals,
+    ByteBudget,
+)
+from collectors.training_sockets import UNIX_MODE, bind_tcp, bind_unix_owned, check_place
 from collectors.training_wire import (
     HEAD_BYTES_MAX,
+    HELLO_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     PROTOCOL,
     Handshake,
@@ -40,16 +46,9 @@ from telemetry_bus.runtime.clock import Clock
 
 LOGGER = logging.getLogger(__name__)
 READ_BYTES = 64 * 1024
-BACKLOG = 512
-"""Connections that may wait to be accepted: every rank of a job comes back in the same second."""
 CLOSE_SECONDS = 1.0
 """How long closing waits for what is on its way to the bus. What is not acknowledged by then is sent to the next
 collector."""
-UNIX_PATH_BYTES_MAX = 107
-"""Linux's ``sun_path`` has 108 bytes with its final zero."""
-UNIX_MODE = 0o660
-"""Who may connect may write training rows: the collector's user and its group. A node whose jobs run under many users
-puts them in that group, or asks every job for its token."""
 _LENGTH = struct.Struct("<I")
 _STATUS = {
     Refused.BAD_REQUEST: "400 Bad Request",
@@ -68,8 +67,11 @@ class Limits:
     """What one listener takes. At each of them the answer says so, and it is counted."""
 
     connections: int = 512
-    """A node has 16 ranks; a workstation's demo and its benchmark open 200. Each may buffer up to 128 KiB unread."""
+    """A node has 16 ranks; a workstation's demo and its benchmark open 200. Each may buffer up to 128 KiB unread, and
+    have one whole message that waits for room: at the very worst 192 MiB together, beside what the others bound."""
     held_bytes: int = HELD_BYTES_MAX
+    connection_bytes: int = CONNECTION_BYTES_MAX
+    unfinished_bytes: int = UNFINISHED_BYTES_MAX
     hello_seconds: float = 5.0
     """From connecting to the handshake, and from there to hello: both follow within a millisecond."""
     body_seconds: float = 10.0
@@ -101,7 +103,7 @@ class TrainingListener:
         require_token: bool = False,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        _check_place(unix_path, tcp, credentials, require_token)
+        check_place(unix_path, tcp, credentials, require_token)
         self.node = node
         self.region = region
         self.unix_path = None if unix_path is None else Path(unix_path)
@@ -115,6 +117,7 @@ class TrainingListener:
         self._credentials = credentials
         self._require_token = require_token
         self.budget = ByteBudget(limits.held_bytes)
+        self.arrivals = Arrivals(limits.unfinished_bytes)
         self.lanes = {stream: Lane(stream, publish, self.budget, self.counters) for stream in Stream}
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -123,8 +126,8 @@ class TrainingListener:
         await asyncio.to_thread(warm_up, self.clock.now())
         async with AsyncExitStack() as stack:
             # Bound before the task group, which would wrap what binding raises.
-            unix = None if self.unix_path is None else await _bind_unix_owned(self.unix_path, self._unix_mode, stack)
-            tcp = None if self._tcp is None else _bind_tcp(*self._tcp)
+            unix = None if self.unix_path is None else await bind_unix_owned(self.unix_path, self._unix_mode, stack)
+            tcp = None if self._tcp is None else bind_tcp(*self._tcp)
             if tcp is not None:
                 stack.callback(tcp.close)
                 self.tcp_address = tcp.getsockname()[:2]
@@ -200,7 +203,10 @@ class _Connection:
         self._waited = 0.0
         self._said_unknown = False
         self._said: set[Refused] = set()
-        self._unacknowledged = 0
+        self._open: dict[tuple[Stream, int], int] = {}
+        """Messages that were handed on and have no answer yet, with their bytes."""
+        self._open_bytes = 0
+        self._arrived = 0.0
         self._unread = 0
         self._settled = asyncio.Event()
 
@@ -245,7 +251,7 @@ class _Connection:
         )
         try:
             async with asyncio.timeout(self._limits.hello_seconds):
-                text = await self._reader.readexactly(await self._length())
+                text = await self._reader.readexactly(await self._length(HELLO_BYTES_MAX))
             return parse_hello(parse_object(text), handshake.job)
         except TimeoutError:
             await self._refuse_connection(
@@ -271,50 +277,68 @@ class _Connection:
         return handshake
 
     async def _read_rows(self, hello: Hello) -> None:
+        clock = self._listener.clock
         while True:
-            size = 0
+            idle_since = clock.monotonic()
             try:
-                idle_since = self._listener.clock.monotonic()
-                size = await self._length()
-                self._waited = self._listener.clock.monotonic() - idle_since
-                await self._listener.budget.take(size)
-                done = await self._one_message(hello, size)
+                size = await self._length(MESSAGE_BYTES_MAX)
+                self._waited = clock.monotonic() - idle_since
+                text = await self._body(size)
             except WireRefusal as refusal:
                 await self._refuse_connection(refusal)
                 return
-            if done:
+            self._arrived = clock.monotonic()
+            while self._open and self._open_bytes + size > self._limits.connection_bytes:
+                await self._one_settled()
+            await self._listener.budget.take(size)
+            if await self._one_message(hello, text):
                 return
             await self._writer.drain()
 
-    async def _one_message(self, hello: Hello, size: int) -> bool:
-        """Read one message and hand it on; True after ``bye``, once all before it is acknowledged.
+    async def _body(self, size: int) -> bytes:
+        """Read a message. It takes from what is held for the bus only once it is whole."""
+        arrivals, seconds = self._listener.arrivals, self._limits.body_seconds
+        unfinished = None
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                with arrivals.reading(deadline) as unfinished:
+                    while (missing := size - len(unfinished.data)) > 0:
+                        if not (data := await self._reader.read(min(READ_BYTES, missing))):
+                            raise asyncio.IncompleteReadError(bytes(unfinished.data), size)
+                        arrivals.add(unfinished, data)
+                    return bytes(unfinished.data)
+        except TimeoutError as error:
+            expected = f"expected {size} bytes within {seconds:g} s of the message's length"
+            if unfinished is not None and unfinished.sent_away:
+                expected = f"expected {size} bytes before {self._limits.unfinished_bytes} of unfinished ones were held"
+            raise WireRefusal(Refused.MESSAGE_LATE, f"the message: {expected}, found fewer") from error
+
+    async def _one_settled(self) -> None:
+        self._settled.clear()
+        await self._settled.wait()
+
+    async def _one_message(self, hello: Hello, text: bytes) -> bool:
+        """Hand one message on, for whose bytes there is room; True after ``bye``, once all before it is acknowledged.
 
         Whatever happens, its bytes are given back once.
         """
         handed_on = False
         try:
-            try:
-                async with asyncio.timeout(self._limits.body_seconds):
-                    text = await self._reader.readexactly(size)
-            except TimeoutError as error:
-                expected = f"expected {size} bytes within {self._limits.body_seconds:g} s of the message's length"
-                raise WireRefusal(Refused.MESSAGE_LATE, f"the message: {expected}, found fewer") from error
             body = self._parsed(text)
             if body is None:
                 return False
             if body.get("type") == "bye":
-                while self._unacknowledged:
-                    self._settled.clear()
-                    await self._settled.wait()
+                while self._open:
+                    await self._one_settled()
                 return True
             message = self._rows(hello, body)
             if message is not None:
                 handed_on = True
-                await self._accept(hello, message, size)
+                await self._accept(hello, message, len(text))
             return False
         finally:
             if not handed_on:
-                await self._listener.budget.give_back(size)
+                await self._listener.budget.give_back(len(text))
 
     def _parsed(self, text: bytes) -> dict[str, Any] | None:
         try:
@@ -346,7 +370,7 @@ class _Connection:
             self._unread += 1
 
     async def _accept(self, hello: Hello, rows: RowsMessage, size: int) -> None:
-        was_set = self._sender.received(rows.sent, self._waited)
+        was_set = self._sender.received(rows.sent, self._arrived, self._waited)
         if was_set:
             LOGGER.warning(
                 "the clock of job %s, rank %d was set by %+.1f s; its rows follow", hello.job, hello.rank, was_set
@@ -359,26 +383,30 @@ class _Connection:
                 "%a of job %s sends columns that this collector does not know; they are left out", hello.sdk, hello.job
             )
         message = Message(hello, rows, size, self._sender.reading(), [self])
-        self._unacknowledged += 1
+        if (key := (rows.stream, rows.seq)) not in self._open:
+            self._open[key] = size
+            self._open_bytes += size
         await self._listener.lanes[rows.stream].accept(message, self._listener.region, self._listener.node)
 
-    async def _length(self) -> int:
+    async def _length(self, most: int) -> int:
         (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-        if not 0 < length <= MESSAGE_BYTES_MAX:
-            expected = f"expected 1 to {MESSAGE_BYTES_MAX} bytes"
+        if not 0 < length <= most:
+            expected = f"expected 1 to {most} bytes"
             raise WireRefusal(Refused.MESSAGE_TOO_LARGE, f"the message's length: {expected}, found {length}")
         return int(length)
 
     def acknowledge(self, stream: Stream, seq: int) -> None:
         """Say that a message is durable, if the other end is still there."""
         self._send({"type": "ack", "stream": stream, "seq": seq})
-        self._unacknowledged -= 1
-        self._settled.set()
+        self._settle(stream, seq)
 
     def refuse(self, stream: Stream, seq: int, refusal: WireRefusal) -> None:
         """Say that a message cannot be published; whoever says it has counted and logged it."""
         self._answer_refused(refusal, {"stream": stream, "seq": seq})
-        self._unacknowledged -= 1
+        self._settle(stream, seq)
+
+    def _settle(self, stream: Stream, seq: int) -> None:
+        self._open_bytes -= self._open.pop((stream, seq), 0)  # one that came twice is answered twice
         self._settled.set()
 
     def _send(self, body: dict[str, Any]) -> None:
@@ -425,77 +453,3 @@ def _head_too_large() -> WireRefusal:
     return WireRefusal(
         Refused.HEAD_TOO_LARGE, f"the request's head: expected at most {HEAD_BYTES_MAX} bytes, found more"
     )
-
-
-def _check_place(
-    unix_path: str | os.PathLike[str] | None,
-    tcp: tuple[str, int] | None,
-    credentials: JobCredentials | None,
-    require: bool,
-) -> None:
-    if unix_path is None and tcp is None:
-        raise UnsafeListener("the listener for the SDK: expected a socket's path or a port, found neither")
-    if unix_path is not None and len(os.fsencode(unix_path)) > UNIX_PATH_BYTES_MAX:
-        raise UnsafeListener(
-            f"the socket's path: expected at most {UNIX_PATH_BYTES_MAX} bytes, found {os.fspath(unix_path)}"
-        )
-    if tcp is not None and not _is_loopback(tcp[0]):
-        raise UnsafeListener(f"the port for the SDK: expected a loopback address (127.0.0.1), found {tcp[0]}")
-    if (tcp is not None or require) and credentials is None:
-        raise UnsafeListener("a listener that asks for tokens: expected credentials to check them with, found none")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-async def _bind_unix_owned(path: Path, mode: int, stack: AsyncExitStack) -> socket.socket:
-    """Bind to ``path``, and see to it that the socket is closed and its file removed at the end."""
-    bound = await asyncio.to_thread(_bind_unix, path, mode)
-    stack.callback(bound.close)
-    inode = (await asyncio.to_thread(path.stat)).st_ino
-    stack.push_async_callback(asyncio.to_thread, _unlink_own, path, inode)
-    return bound
-
-
-def _bind_tcp(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    bound.setblocking(False)
-    return bound
-
-
-def _bind_unix(path: Path, mode: int) -> socket.socket:
-    """Bind to ``path``; a socket file that nobody answers at is what a killed collector left, and is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink() or (path.exists() and not stat.S_ISSOCK(path.stat().st_mode)):
-        raise SocketTaken(str(path), "something there is not a socket")
-    if path.exists():
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(CLOSE_SECONDS)
-            try:
-                probe.connect(str(path))
-            except ConnectionRefusedError:
-                path.unlink()
-            else:
-                raise SocketTaken(str(path), "another collector answers there")
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.bind(str(path))
-        path.chmod(mode)
-        listening.listen(BACKLOG)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    return listening
-
-
-def _unlink_own(path: Path, inode: int) -> None:
-    """Remove our socket's file, unless somebody else has put theirs in its place."""
-    with suppress(FileNotFoundError):
-        if path.stat().st_ino == inode:
-            path.unlink()

@@ -25,13 +25,13 @@ class SenderClock:
         self._last_sent = 0.0
         self._step = 0.0
 
-    def received(self, sent: float, waited: float) -> float:
+    def received(self, sent: float, arrived: float, waited: float) -> float:
         """Learn from a message, in order of arrival; return by how many seconds the clock was set just now, mostly 0.0.
 
-        ``waited`` is how long nothing was there to be read before this message came: one that was waited for was not
-        held up on our side.
+        ``arrived`` is our monotonic clock when it was read. ``waited`` is how long nothing was there to be read before
+        it came: one that was waited for was not held up on our side.
         """
-        difference = sent - self._clock.monotonic()
+        difference = sent - arrived
         was_set = 0.0
         if self._differences:
             departure = difference - max(self._differences)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from collectors.errors import Refused, WireRefusal
+from collectors.training_memory import ByteBudget
 from collectors.training_wire import STREAM_SCHEMAS, STREAM_TOPICS, Hello, RowsMessage, Stream
 from telemetry_bus.errors import BusUnavailable, FrameError, InvalidPayload
 from telemetry_bus.frames import Frame, Run, batch_of, encode
@@ -32,10 +33,6 @@ CELL_BYTES = 9
 """At most: eight of a number or four of a text's offset, and a bit that says whether it is there."""
 RUN_BYTES = 1_024
 """A run in the manifest (256 bytes of source at most and 38 more), with room for the frame's own head."""
-HELD_BYTES_MAX = 32 * 1024 * 1024
-"""JSON bytes that are held while the bus is slow or away; parsed, a message takes three to five times that. A rank has
-at most 1.5 MiB under way for each stream, so that a node of 16 ranks is read without a pause; beyond it, connections
-wait."""
 STREAMS_MAX = 16_384
 """Streams (three for each SDK process) whose last number is remembered. What is forgotten and repeated is dropped at
 the reader's ledger."""
@@ -80,27 +77,6 @@ class Counters:
     unknown_fields: int = 0
     """Cells of columns that this version does not know: a newer SDK."""
     publish_retries: int = 0
-
-
-class ByteBudget:
-    """Bytes that may be held at once. Who asks for more than is left waits until enough has been given back."""
-
-    def __init__(self, most: int) -> None:
-        self.held = 0
-        self._most = most
-        self._changed = asyncio.Condition()
-
-    async def take(self, size: int) -> None:
-        """Take ``size`` bytes, waiting for room; a size beyond the whole budget waits until nothing else is held."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.held == 0 or self.held + size <= self._most)
-            self.held += size
-
-    async def give_back(self, size: int) -> None:
-        """Give back what was taken."""
-        async with self._changed:
-            self.held -= size
-            self._changed.notify_all()
 
 
 @dataclass(slots=True)

@@ -26,6 +26,8 @@ HEAD_BYTES_MAX = 8 * 1024
 HEADERS_MAX = 64
 MESSAGE_BYTES_MAX = 256 * 1024
 """The SDK makes messages of up to 96 KiB and one row; a row at its longest has 32 KiB."""
+HELLO_BYTES_MAX = 16 * 1024
+"""Its longest names, all of them escaped, have 4 KiB; the rest is for fields that a later version may add."""
 MESSAGE_ROWS_MAX = 1_024
 """The SDK sends 256; another client may send four times that."""
 TIME_MAX = 4_102_444_800.0

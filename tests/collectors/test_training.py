@@ -18,7 +18,8 @@ import pytest
 from collectors.credentials import JobCredentials, job_token
 from collectors.errors import Refused, SocketTaken, UnsafeListener
 from collectors.training import Limits, TrainingListener
-from collectors.training_lanes import ByteBudget, Counters
+from collectors.training_lanes import Counters
+from collectors.training_memory import ByteBudget
 from collectors.training_wire import MESSAGE_BYTES_MAX, MESSAGE_ROWS_MAX, Stream
 from telemetry_bus.frames import Frame
 from telemetry_bus.runtime.clock import ManualClock

@@ -14,7 +14,8 @@ import pytest
 
 from collectors.errors import Refused, WireRefusal
 from collectors.training import TrainingListener
-from collectors.training_lanes import ByteBudget, Counters, Lane, Message, Publish, bytes_in_frame, columns_of
+from collectors.training_lanes import Counters, Lane, Message, Publish, bytes_in_frame, columns_of
+from collectors.training_memory import ByteBudget
 from collectors.training_wire import MESSAGE_ROWS_MAX, STREAM_SCHEMAS, Hello, RowsMessage, Stream
 from telemetry_bus.bus import Bus, Earliest, open_bus
 from telemetry_bus.frames import Frame, Run, batch_of, decode, encode
