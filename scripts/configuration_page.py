@@ -15,8 +15,8 @@ Nothing has to be configured. What can be is a key of one file in [TOML](https:/
 and for what one changes from call to call an option of the command line ([commands](commands.md)). Where a key is given
 twice, the option wins, then the environment, then the file.
 
-`demo` and `bench` run on settings of their own, so that they never write to somebody's bus or page somebody's receivers,
-and `replay` needs none: these three take no `--config`.
+`demo` and `bench` run on settings of their own, so that they never write to somebody's bus or page somebody's
+receivers, and `replay` needs none: these three take no `--config`.
 
 A variable is the key in capitals behind `NANTUCKET_`, with two underscores for the point. Receivers can be given that
 way too (`NANTUCKET_RECEIVERS__ONCALL__URL`); their names are then in small letters.
