@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from dashboards import problems
+from dashboards.guarded import GuardedSource
+from dashboards.head import Head
 from dashboards.incidents import IncidentFeed, IncidentSource
 from dashboards.live import Live
 from dashboards.metrics import LiveCollector
@@ -74,6 +76,7 @@ def make_app(
     problems.install(app)
     app.include_router(api_router)
     app.include_router(page_router)
+    app.add_middleware(Head)
     app.add_middleware(Gate, token=token, hosts=allowed)
     return app
 
@@ -92,4 +95,4 @@ def _services(
     registry.register(LiveCollector(live, fan, broadcast, feed, clock))
     for collector in collectors:
         registry.register(collector)
-    return Services(bus, clock, fan, live, feed, incidents, broadcast, registry)
+    return Services(bus, clock, fan, live, feed, GuardedSource(incidents, clock), broadcast, registry)

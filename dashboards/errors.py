@@ -5,6 +5,7 @@
     DashboardError
     ├── TokenRequired       a listener that others can reach, without a token
     ├── CannotListen        the address cannot be bound
+    ├── StoreUnavailable    the incident store cannot be read just now
     └── StartFailed         the web server did not come up
 """
 
@@ -41,6 +42,17 @@ def _remedy(host: str, cause: OSError) -> str:
     if isinstance(cause, socket.gaierror) or cause.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
         return f"{host!r} is no address of this machine: expected 127.0.0.1, another of its addresses, or 0.0.0.0."
     return "Choose another port, or 0 for any free one."
+
+
+class StoreUnavailable(DashboardError):
+    """The incident store cannot be read just now; the same question may be answered later."""
+
+    def __init__(self, cause: BaseException) -> None:
+        # Only the kind of the cause: its text may name files, and a reader of the page need not know them.
+        super().__init__(
+            f"the incident store cannot be read ({type(cause).__name__}): expected the store of the alert role. "
+            "The log of this process and `nantucket doctor` say more; ask again."
+        )
 
 
 class StartFailed(DashboardError):

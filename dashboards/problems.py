@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from dashboards.errors import StoreUnavailable
 from telemetry_bus.errors import BusUnavailable
 from telemetry_bus.fanout import OffsetGone, ReadersFull
 from telemetry_bus.json_text import dumps
@@ -44,6 +45,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ReadersFull, _full)
     app.add_exception_handler(OffsetGone, _gone)
     app.add_exception_handler(BusUnavailable, _unavailable)
+    app.add_exception_handler(StoreUnavailable, _unavailable)
     app.add_exception_handler(Exception, _fault)
 
 
@@ -53,7 +55,7 @@ async def _http(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"there is nothing at {request.url.path}; /api/openapi.json lists what there is"
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        detail = f"{request.method} is not allowed on {request.url.path}; everything here is read with GET"
+        detail = f"{request.method} is not allowed on {request.url.path}; everything here is read with GET or HEAD"
     return problem(error.status_code, detail, dict(error.headers or {}))
 
 

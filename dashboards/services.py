@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
-from dashboards.incidents import IncidentFeed, IncidentSource
+from dashboards.guarded import GuardedSource
+from dashboards.incidents import IncidentFeed
 from dashboards.live import Live
 from dashboards.stream import Broadcast
 from telemetry_bus.bus import Bus
@@ -25,7 +26,7 @@ class Services:
     fan: FanOut
     live: Live
     feed: IncidentFeed
-    incidents: IncidentSource
+    incidents: GuardedSource
     broadcast: Broadcast
     registry: CollectorRegistry
 

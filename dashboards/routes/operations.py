@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from dashboards import metrics
+from dashboards.errors import StoreUnavailable
 from dashboards.problems import Json, problem
 from dashboards.services import Given
 
@@ -35,6 +36,6 @@ async def ready(given: Given) -> Response:
         lacking.append("the newest of the log is still being read")
     try:
         await given.incidents.ready()
-    except Exception as error:  # noqa: BLE001 - whatever store was handed in: that it fails is the answer
-        lacking.append(f"the incident store cannot be read ({type(error).__name__})")
+    except StoreUnavailable as error:
+        lacking.append(str(error))
     return problem(503, "; ".join(lacking), {"Retry-After": "1"}) if lacking else Json({"status": "ready"})

@@ -10,9 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
+from dashboards.errors import StoreUnavailable
+from dashboards.guarded import GuardedSource
 from telemetry_bus.frames import FrameMaker, encode
+from telemetry_bus.runtime.clock import ManualClock
 from telemetry_bus.topics import Topic
-from tests.dashboards.world import World, incident, strict_json, world
+from tests.dashboards.world import IncidentList, World, incident, strict_json, world
 
 NAN, INF = float("nan"), float("inf")
 
@@ -180,6 +183,62 @@ async def test_ready_says_what_is_lacking(here: World) -> None:
     here.incidents.away = True
     assert "incident store" in is_problem(await here.http.get("/readyz"), 503)["detail"]
     assert (await here.http.get("/healthz")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/incidents", "/api/v1/incidents/i-1"])
+async def test_a_store_that_is_away_is_told_and_is_no_fault_of_the_page(here: World, path: str) -> None:
+    """What the store raises answers 503 with what to do, without the insides of the error; once it is back, so is the
+    answer."""
+    here.incidents.put(incident())
+    here.incidents.away = True
+    answer = await here.http.get(path)
+    detail = is_problem(answer, 503)["detail"]
+    assert "the incident store cannot be read (ConnectionError)" in detail
+    assert "the store is away" not in detail
+    assert answer.headers["retry-after"] == "1"
+    here.incidents.away = False
+    assert (await here.http.get(path)).status_code == 200
+
+
+async def test_a_store_that_is_away_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """A page that asks all the time does not fill the log."""
+    clock, incidents = ManualClock(), IncidentList()
+    incidents.away = True
+    source = GuardedSource(incidents, clock)
+    for wait_seconds in (0.0, 1.0, 58.0, 1.0, 1.0):
+        clock.advance(wait_seconds)
+        with pytest.raises(StoreUnavailable):
+            await source.ready()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the incident store cannot be read: ConnectionError: the store is away"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/api/openapi.json",
+        "/api/v1/fleet",
+        "/api/v1/jobs",
+        "/api/v1/incidents",
+        "/api/v1/stream",
+        "/api/v1/frames/telemetry.gpu",
+        "/api/v1/frames/telemetry.gpu?follow=true",
+        "/api/v1/jobs/none",
+    ],
+)
+async def test_head_is_answered_like_get_without_the_body(here: World, path: str) -> None:
+    """Status and kind are those of GET; an endless answer ends at once and leaves no reader behind."""
+    readers = here.services.fan.readers
+    async with here.http.stream("GET", path) as whole:
+        status, kind = whole.status_code, whole.headers["content-type"]
+    answer = await here.http.head(path)
+    assert (answer.status_code, answer.headers["content-type"], answer.content) == (status, kind, b"")
+    await until(lambda: here.services.fan.readers == readers and here.services.broadcast.clients == 0)
 
 
 async def test_a_job_whose_name_needs_escaping_is_found(here: World) -> None:

@@ -47,10 +47,12 @@ class IncidentList:
         self.push.set()
 
     async def incidents(self, limit: int = 200, open_only: bool = False) -> list[dict[str, Any]]:
+        await self.ready()
         wanted = [one for one in self.held.values() if not open_only or one["status"] == "firing"]
         return list(reversed(wanted))[:limit]
 
     async def incident(self, id: str) -> dict[str, Any] | None:  # noqa: A002
+        await self.ready()
         return self.held.get(id)
 
     async def changed_since(self, revision: int) -> tuple[int, list[dict[str, Any]]]:
