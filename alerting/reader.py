@@ -46,10 +46,17 @@ class IncidentReader:
             "findings_total": stored[0].findings,
         }
 
-    async def changed_since(self, revision: int) -> tuple[int, list[dict[str, Any]]]:
-        """The store's revision, and the incidents that changed after ``revision``, oldest change first."""
-        current, stored = await self._store.changed_since(revision)
+    async def changed_since(self, revision: int, limit: int = 200) -> tuple[int, list[dict[str, Any]]]:
+        """The store's revision, and up to ``limit`` incidents that changed after ``revision``, oldest change first.
+
+        If more have changed: the newest open ones, and if there is room left, those that were resolved last.
+        """
+        current, stored = await self._store.changed_since(revision, limit)
         return current, self._shown(stored, await self._sight() if stored else ())
+
+    async def open_by_tier(self) -> dict[str, int]:
+        """How many incidents are open, by tier, however many there are."""
+        return {tier.value: count for tier, count in (await self._store.open_by_tier()).items()}
 
     async def ready(self) -> None:
         """Raise if the store cannot be read."""

@@ -370,7 +370,8 @@ class AlertService:
                 if not is_retired:
                     await self._store.retire(list(self._receivers))
                     is_retired = True
-                await self._store.prune()
+                while await self._store.prune():
+                    pass
             except StoreUnavailable as error:
                 self._note_store_failure(error)
                 await waits.wait()

@@ -29,8 +29,15 @@ class IncidentSource(Protocol):
         """One incident, ``None`` if there is none of that id."""
         ...
 
-    async def changed_since(self, revision: int) -> tuple[int, list[Incident]]:
-        """The newest revision, and what has changed after ``revision`` (0: all), bounded by the source."""
+    async def changed_since(self, revision: int, limit: int = 200) -> tuple[int, list[Incident]]:
+        """The newest revision, and up to ``limit`` of what has changed after ``revision`` (0: all).
+
+        If more have changed: the newest open ones, and if there is room left, those that were resolved last.
+        """
+        ...
+
+    async def open_by_tier(self) -> dict[str, int]:
+        """How many are firing, by tier, however many there are."""
         ...
 
     async def ready(self) -> None:
@@ -49,9 +56,13 @@ class NoIncidents:
         """None."""
         return None
 
-    async def changed_since(self, revision: int) -> tuple[int, list[Incident]]:
+    async def changed_since(self, revision: int, limit: int = 200) -> tuple[int, list[Incident]]:
         """Nothing ever changes."""
         return revision, []
+
+    async def open_by_tier(self) -> dict[str, int]:
+        """None."""
+        return {}
 
     async def ready(self) -> None:
         """There is nothing to be ready."""
@@ -69,11 +80,15 @@ class IncidentFeed:
         self.failures = 0
         self._source = source
         self._held: dict[str, Incident] = {}
+        self._open = dict.fromkeys(TIERS, 0)
 
     async def refresh(self) -> list[Incident]:
-        """Ask the source; return what has changed."""
+        """Ask the source; return what has changed, at most :data:`INCIDENTS_MAX` and what is no longer open of ours."""
         try:
-            revision, changed = await self._source.changed_since(self.revision)
+            revision, changed = await self._source.changed_since(self.revision, INCIDENTS_MAX)
+            if len(changed) >= INCIDENTS_MAX:
+                changed += await self._left_out({one["id"] for one in changed})
+            counts = await self._source.open_by_tier()
         except Exception as error:  # noqa: BLE001 - whatever store was handed in: the page goes on and says so
             self.failures += 1
             if self.failure is None:
@@ -82,6 +97,7 @@ class IncidentFeed:
             return []
         self.failure = None
         self.revision = revision
+        self._open = dict.fromkeys(TIERS, 0) | counts
         for incident in changed:
             self._held[incident["id"]] = incident
         self._trim()
@@ -92,12 +108,14 @@ class IncidentFeed:
         return sorted(self._held.values(), key=lambda one: (one.get("status") == "resolved", -_detected(one)))
 
     def open_by_tier(self) -> dict[str, int]:
-        """How many are firing, by tier."""
-        counts = dict.fromkeys(TIERS, 0)
-        for incident in self._held.values():
-            if incident.get("status") != "resolved":
-                counts[incident["tier"]] = counts.get(incident["tier"], 0) + 1
-        return counts
+        """How many were firing at the last refresh, by tier, those that are not held included."""
+        return dict(self._open)
+
+    async def _left_out(self, told: set[str]) -> list[Incident]:
+        """Open ones of ours that a full answer did not tell of: they may be over. As many as are held at most."""
+        ours = [name for name, one in self._held.items() if one.get("status") != "resolved" and name not in told]
+        now = [await self._source.incident(name) for name in ours]
+        return [one for one in now if one is not None]
 
     def _trim(self) -> None:
         for incident in self.newest()[INCIDENTS_MAX:]:

@@ -24,10 +24,6 @@ from alerting.store.tables import SCHEMA_VERSION, meta, metadata
 
 BUSY_SECONDS = 0.5
 """Nobody else writes; this covers the moments in which SQLite itself holds the file, such as recovery after a crash."""
-FINDINGS_KEPT = 1_000_000
-"""Rows of some 400 bytes: 400 MB. Ids must be remembered for longer than the bus keeps findings."""
-DELIVERIES_KEPT = 200_000
-"""Rows of some 3 KB that are done with: 600 MB. What is pending is never dropped."""
 
 
 def writing_engine(path: Path) -> sa.Engine:

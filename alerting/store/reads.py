@@ -12,6 +12,8 @@ from alerting.incident import Incident, Status, Tier
 from alerting.store.tables import deliveries, findings, incidents, logs, meta, positions
 from telemetry_bus.findings import FindingKind
 
+VARIABLES_MAX = 500
+"""How many values one statement names; SQLite takes 999 in its oldest versions."""
 FINDINGS_SHOWN_MAX = 500
 """The findings that are shown of one incident: the newest ones. A person reads fewer."""
 
@@ -93,15 +95,10 @@ def _delivery(row: sa.Row[Any]) -> Delivery:
 
 def standing(connection: sa.Connection) -> Standing:
     """Counts of what is open and of what waits."""
-    tiers = (
-        sa.select(incidents.c.tier, sa.func.count())
-        .where(incidents.c.status == Status.FIRING.value)
-        .group_by(incidents.c.tier)
-    )
     states = sa.select(deliveries.c.state, sa.func.count()).group_by(deliveries.c.state)
     pending = deliveries.c.state == DeliveryState.PENDING.value
     return Standing(
-        open_incidents=dict.fromkeys(Tier, 0) | {Tier(tier): count for tier, count in connection.execute(tiers)},
+        open_incidents=open_by_tier(connection),
         deliveries=dict.fromkeys(DeliveryState, 0)
         | {DeliveryState(state): count for state, count in connection.execute(states)},
         oldest_pending_time=connection.scalar(sa.select(sa.func.min(deliveries.c.created_time)).where(pending)),
@@ -119,11 +116,35 @@ def newest(connection: sa.Connection, limit: int, open_only: bool) -> list[Store
     )
 
 
-def changed_since(connection: sa.Connection, revision: int) -> tuple[int, list[StoredIncident]]:
-    """The newest revision, and the incidents changed after ``revision``, in the order of their last change."""
+def changed_since(connection: sa.Connection, revision: int, limit: int) -> tuple[int, list[StoredIncident]]:
+    """The newest revision, and up to ``limit`` incidents changed after ``revision``, in the order of their last change.
+
+    If more have changed: the newest open ones, and if there is room left, those that were resolved last.
+    """
     current = int(connection.execute(sa.select(meta.c.value).where(meta.c.name == "revision")).scalar_one())
-    chosen = sa.select(incidents).where(incidents.c.revision > revision).order_by(incidents.c.revision)
-    return current, _stored(connection, connection.execute(chosen).all())
+    has_changed, is_open = incidents.c.revision > revision, incidents.c.status == Status.FIRING.value
+    opened = sa.select(incidents.c.id).where(has_changed, is_open).order_by(incidents.c.opened_time.desc())
+    ids = list(connection.scalars(opened.limit(limit)))
+    over = sa.select(incidents.c.id).where(has_changed, ~is_open).order_by(incidents.c.revision.desc())
+    ids += connection.scalars(over.limit(limit - len(ids)))
+    rows = [
+        row
+        for start in range(0, len(ids), VARIABLES_MAX)
+        for row in connection.execute(
+            sa.select(incidents).where(incidents.c.id.in_(ids[start : start + VARIABLES_MAX]))
+        )
+    ]
+    return current, _stored(connection, sorted(rows, key=lambda row: row.revision))
+
+
+def open_by_tier(connection: sa.Connection) -> dict[Tier, int]:
+    """How many incidents are open, by tier; none is zero."""
+    tiers = (
+        sa.select(incidents.c.tier, sa.func.count())
+        .where(incidents.c.status == Status.FIRING.value)
+        .group_by(incidents.c.tier)
+    )
+    return dict.fromkeys(Tier, 0) | {Tier(tier): count for tier, count in connection.execute(tiers)}
 
 
 def firing(connection: sa.Connection, kinds: Collection[FindingKind], limit: int) -> list[Incident]:
@@ -147,8 +168,8 @@ def one(connection: sa.Connection, identity: str) -> tuple[StoredIncident, list[
 def _stored(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[StoredIncident]:
     sent: dict[str, list[Mapping[str, Any]]] = {row.id: [] for row in rows}
     wanted = ("receiver", "transition", "state", "attempts", "last_error")
-    for start in range(0, len(rows), 500):
-        ids = [row.id for row in rows[start : start + 500]]
+    for start in range(0, len(rows), VARIABLES_MAX):
+        ids = [row.id for row in rows[start : start + VARIABLES_MAX]]
         columns = [deliveries.c.incident_id, *(deliveries.c[name] for name in wanted)]
         chosen = sa.select(*columns).where(deliveries.c.incident_id.in_(ids)).order_by(deliveries.c.seq)
         for row in connection.execute(chosen):

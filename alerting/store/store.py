@@ -10,17 +10,11 @@ import sqlalchemy as sa
 
 from alerting.delivery import Delivery, Mark
 from alerting.errors import StoreUnavailable
+from alerting.incident import Tier
 from alerting.sight import INCIDENTS_MAX, SENTENCES, Sight
 from alerting.store import reads, writes
-from alerting.store.engine import (
-    DELIVERIES_KEPT,
-    FINDINGS_KEPT,
-    WriterLock,
-    mapped,
-    prepare,
-    reading_engine,
-    writing_engine,
-)
+from alerting.store.bounds import Bounds, prune
+from alerting.store.engine import WriterLock, mapped, prepare, reading_engine, writing_engine
 from alerting.store.reads import Position, Standing, StoredIncident
 from alerting.store.writes import Plan, Recorded
 from telemetry_bus.findings import Finding
@@ -110,9 +104,13 @@ class StoreReader:
         asked = tuple(SENTENCES), INCIDENTS_MAX
         return Sight.of(await self._read("read its sight", lambda connection: reads.firing(connection, *asked)))
 
-    async def changed_since(self, revision: int) -> tuple[int, list[StoredIncident]]:
-        """The newest revision, and the incidents changed after ``revision``."""
-        return await self._read("list changes", lambda connection: reads.changed_since(connection, revision))
+    async def changed_since(self, revision: int, limit: int) -> tuple[int, list[StoredIncident]]:
+        """The newest revision, and up to ``limit`` incidents changed after ``revision``: open ones go first."""
+        return await self._read("list changes", lambda connection: reads.changed_since(connection, revision, limit))
+
+    async def open_by_tier(self) -> dict[Tier, int]:
+        """How many incidents are open, by tier."""
+        return await self._read("count", reads.open_by_tier)
 
 
 class Store(StoreReader):
@@ -192,6 +190,7 @@ class Store(StoreReader):
         """Counts for the metrics."""
         return await self._read("count", reads.standing)
 
-    async def prune(self, findings_kept: int = FINDINGS_KEPT, deliveries_kept: int = DELIVERIES_KEPT) -> int:
-        """Keep the store within its bounds; return how many rows went."""
-        return await self._write("prune", lambda connection: writes.prune(connection, findings_kept, deliveries_kept))
+    async def prune(self, bounds: Bounds | None = None) -> int:
+        """Bring the store nearer to its bounds; return how many rows went. Call it again until it is none."""
+        kept = Bounds() if bounds is None else bounds
+        return await self._write("prune", lambda connection: prune(connection, kept))

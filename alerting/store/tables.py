@@ -55,8 +55,20 @@ endings = sa.Table(
     sa.Column("kind", sa.String, primary_key=True),
     sa.Column("time", sa.Float, nullable=False),
     sa.Column("incident_id", sa.String),
+    sa.Index("endings_by_time", "time"),
 )
 """When each kind was last said to be over; see :class:`alerting.group.Ending`."""
+
+episodes = sa.Table(
+    "episodes",
+    metadata,
+    sa.Column("scope", sa.String, primary_key=True),
+    sa.Column("kind", sa.String, primary_key=True),
+    sa.Column("episode", sa.Integer, nullable=False),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Index("episodes_by_time", "time"),
+)
+"""The last episode of those whose incidents were forgotten, so that none of its ids is used again."""
 
 findings = sa.Table(
     "findings",

@@ -12,14 +12,12 @@ from alerting.errors import Outcome
 from alerting.group import Change, Ending, Scene, Turn
 from alerting.incident import Incident, Scope, Status
 from alerting.plan import Planned
-from alerting.store.reads import Position
-from alerting.store.tables import deliveries, endings, findings, incidents, logs, meta, positions
+from alerting.store.reads import VARIABLES_MAX, Position
+from alerting.store.tables import deliveries, endings, episodes, findings, incidents, logs, meta, positions
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.json_text import dumps
 
 Plan = Callable[[Scene, Finding], Planned]
-VARIABLES_MAX = 500
-"""How many values one statement names; SQLite takes 999 in its oldest versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +95,18 @@ def _scene(connection: sa.Connection, scope: Scope) -> Scene:
     resolved = sa.select(incidents.c.paging_kind, sa.func.max(incidents.c.episode)).where(
         is_here, incidents.c.status == Status.RESOLVED.value
     )
-    episodes = {
+    known = {
         FindingKind(kind): int(count) for kind, count in connection.execute(resolved.group_by(incidents.c.paging_kind))
     }
+    forgotten = sa.select(episodes.c.kind, episodes.c.episode).where(episodes.c.scope == text)
+    for kind, count in connection.execute(forgotten):
+        known[FindingKind(kind)] = max(known.get(FindingKind(kind), 0), int(count))
     ended = connection.execute(
         sa.select(endings.c.kind, endings.c.time, endings.c.incident_id).where(endings.c.scope == text)
     )
     return Scene(
         open=tuple(Incident.from_document(json.loads(document)) for document in open_rows),
-        episodes=episodes,
+        episodes=known,
         endings={FindingKind(kind): Ending(time, incident) for kind, time, incident in ended},
     )
 
@@ -230,15 +231,3 @@ def retire(connection: sa.Connection, receivers: Sequence[str]) -> int:
     }
     theirs = sa.and_(deliveries.c.state == DeliveryState.PENDING.value, deliveries.c.receiver.not_in(receivers))
     return connection.execute(deliveries.update().where(theirs).values(values)).rowcount
-
-
-def prune(connection: sa.Connection, findings_kept: int, deliveries_kept: int) -> int:
-    """Forget the oldest findings, and the oldest deliveries that are done with; return how many rows went."""
-    newest = connection.scalar(sa.select(sa.func.max(findings.c.seq))) or 0
-    gone = connection.execute(findings.delete().where(findings.c.seq <= newest - findings_kept)).rowcount
-    newest = connection.scalar(sa.select(sa.func.max(deliveries.c.seq))) or 0
-    is_done = deliveries.c.state != DeliveryState.PENDING.value
-    return (
-        gone
-        + connection.execute(deliveries.delete().where(is_done, deliveries.c.seq <= newest - deliveries_kept)).rowcount
-    )

@@ -89,7 +89,7 @@ async def _until_delivered(role: Role) -> None:
     """Wait until the store knows that everything was taken."""
     async with StoreReader(role.store) as reader:
         while True:
-            _, changed = await reader.changed_since(0)
+            _, changed = await reader.changed_since(0, 10)
             states = [delivery["state"] for item in changed for delivery in item.deliveries]
             if states and set(states) == {"delivered"}:
                 return

@@ -268,7 +268,7 @@ async def test_whoever_watches_the_store_is_called_after_each_change(
         while True:
             await changed.wait()
             changed.clear()
-            revision, incidents = await store.changed_since(0)
+            revision, incidents = await store.changed_since(0, 10)
             revisions.append(revision)
             if incidents and incidents[0].deliveries[0]["state"] == "delivered":
                 break

@@ -13,7 +13,7 @@ from alerting.sight import INCIDENTS_MAX, SAID_MAX, SENTENCES, Sight, sentence
 from telemetry_bus import Bus, Finding, FindingKind, FindingState, Severity
 from tests.alerting.scenes import CLOCK, T0, Sender, finding
 from tests.alerting.test_service import alerting
-from tests.alerting.test_store_away import held
+from tests.alerting.test_store_away import held, recorded
 from tests.fakes.webhook_server import WebhookServer
 
 ELEVEN = 1_700_046_123.0  # 2023-11-15 11:02:03 UTC
@@ -106,6 +106,7 @@ async def test_a_page_says_what_cannot_be_seen_until_it_can_be_seen_again(
             await hook.took(3)
         await sender.send(replace(silent("over"), state=FindingState.RESOLVED, time=T0 + 9), finding("d", job="d"))
         bodies = await hook.took(4)
+        await recorded(store, None, "a", "b", "c", "d")
     assert {body["incident"]["job"]: body["incident"]["blind"] for body in bodies} == {
         "a": [said],
         "b": [said],

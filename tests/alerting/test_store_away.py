@@ -124,7 +124,7 @@ async def test_a_process_that_starts_without_its_store_pages_and_records_it_all_
     assert len(identities) == 1
 
 
-async def recorded(store: Store, *jobs: str) -> None:
+async def recorded(store: Store, *jobs: str | None) -> None:
     """Wait until the store has the incidents of ``jobs`` and knows that all was delivered."""
     reader = IncidentReader(store, CLOCK)
     shown: list[dict[str, Any]] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ import pytest
 from alerting import Presentation, Routing, Store, StoreInUse, StoreMismatch, StoreReader, StoreUnavailable, Tier
 from alerting.delivery import Delivery, DeliveryState, Mark
 from alerting.group import Scene
+from alerting.incident import Scope, Status, incident_id, opened
 from alerting.plan import Planned, Planner
-from alerting.store import Position
+from alerting.store import Bounds, Position
 from telemetry_bus import Finding
+from telemetry_bus.json_text import dumps
 from tests.alerting.scenes import T0, finding, resolved, spike
 
 PLANNER = Planner(Routing(), {"pager": frozenset({Tier.PAGE}), "desk": frozenset({Tier.PAGE})}, Presentation())
@@ -98,7 +102,7 @@ async def test_a_rehearsal_leaves_nothing_behind(store: Store) -> None:
     """What is done to be fast the first time is undone: no incident, no delivery, no id, no revision."""
     await store.rehearse([finding()], plan)
     assert (await store.newest(10, open_only=False), await due(store)) == ([], [])
-    assert await store.changed_since(0) == (0, [])
+    assert await store.changed_since(0, 10) == (0, [])
     assert len(await take(store, finding())) == 2
 
 
@@ -158,16 +162,16 @@ async def test_a_mark_of_what_is_not_recorded_yet_is_given_back(store: Store) ->
 async def test_every_change_has_a_revision_and_readers_get_what_changed(store: Store) -> None:
     """Revisions only grow; a reader that asks from where it was misses no change of an incident or its deliveries."""
     first = await take(store, finding())
-    revision, changed = await store.changed_since(0)
+    revision, changed = await store.changed_since(0, 10)
     assert len(changed) == 1
     await take(store, finding("b", job="b"), following=2)
-    second, changed = await store.changed_since(revision)
+    second, changed = await store.changed_since(revision, 10)
     assert [item.incident.job for item in changed] == ["b"]
     await store.mark([taken(first[0])])
-    third, changed = await store.changed_since(second)
+    third, changed = await store.changed_since(second, 10)
     assert [item.incident.job for item in changed] == ["leviathan-7b"]
     assert revision < second < third
-    assert await store.changed_since(third) == (third, [])
+    assert await store.changed_since(third, 10) == (third, [])
 
 
 async def test_a_reader_of_another_process_reads_and_cannot_write(store: Store) -> None:
@@ -187,9 +191,75 @@ async def test_the_store_keeps_within_its_bounds(store: Store) -> None:
     for number in range(5):
         deliveries = await take(store, finding(str(number), job=str(number)))
         await store.mark([taken(deliveries[0])])
-    assert await store.prune(findings_kept=2, deliveries_kept=2) == 3 + 4
+    assert await store.prune(Bounds(findings=2, deliveries=2)) == 3 + 4
     assert len(await store.newest(10, open_only=True)) == 5
     assert (await store.standing()).deliveries == {"pending": 5, "delivered": 1, "dead": 0}
+
+
+def fill(store: Store, count: int, status: Status) -> None:
+    """Put ``count`` incidents of ``status`` into the store's tables, as it writes them itself, only faster."""
+    item = finding(job="JOB")
+    text = dumps(replace(opened(item, Scope.of(item), 1, Tier.PAGE), status=status).document())
+    tiers = [Tier.PAGE, Tier.PAGE, Tier.TICKET]
+    with sqlite3.connect(store.path) as connection:
+        (revision,) = connection.execute("SELECT value FROM meta WHERE name = 'revision'").fetchone()
+        connection.executemany(
+            "INSERT INTO incidents VALUES (?, ?, 'nonfinite', 1, ?, ?, ?, ?, 1, ?)",
+            (
+                (
+                    incident_id(f"job/{status}-{n}/attempt/2/nonfinite/1"),
+                    f"job/{status}-{n}/attempt/2",
+                    status.value,
+                    tiers[n % 3].value,
+                    revision + n + 1,
+                    T0 + n,
+                    text.replace("JOB", f"{status}-{n}"),
+                )
+                for n in range(count)
+            ),
+        )
+        connection.execute("UPDATE meta SET value = ? WHERE name = 'revision'", (revision + count,))
+    connection.close()
+
+
+async def test_of_twenty_thousand_incidents_the_open_ones_are_told_first_and_all_are_counted(store: Store) -> None:
+    """An answer has as many as were asked for, whatever there is; counts do not depend on it."""
+    await asyncio.to_thread(fill, store, 300, Status.FIRING)
+    await asyncio.to_thread(fill, store, 20_000, Status.RESOLVED)
+    revision, told = await store.changed_since(0, 200)
+    assert revision == 20_300
+    assert [item.incident.job for item in told] == [f"firing-{n}" for n in range(100, 300)]
+    _, told = await store.changed_since(0, 310)
+    assert [item.incident.job for item in told[-10:]] == [f"resolved-{n}" for n in range(19_990, 20_000)]
+    assert [item.incident.status for item in told].count(Status.FIRING) == 300
+    assert await store.open_by_tier() == {Tier.PAGE: 200, Tier.TICKET: 100, Tier.LOG: 0}
+
+
+async def test_the_oldest_resolved_incidents_go_and_none_of_their_ids_is_used_again(store: Store) -> None:
+    """What is open or still to be sent stays; the next trouble of a forgotten job is its next episode."""
+    await asyncio.to_thread(fill, store, 20_000, Status.RESOLVED)
+    await asyncio.to_thread(fill, store, 3, Status.FIRING)
+    await take(store, finding("waits", job="waits"), resolved("over", job="waits"))
+    while await store.prune(Bounds(resolved=10)):
+        pass
+    left = [item.incident for item in await store.newest(100, open_only=False)]
+    assert len(left) == 13
+    assert sum(item.status is Status.FIRING for item in left) == 3
+    assert "waits" in {item.job for item in left}
+    again = finding("again", job="resolved-0", time=T0 + 1e6, onset_time=T0 + 1e6)
+    await take(store, again, following=2)
+    assert (await store.newest(1, open_only=True))[0].incident.paging_key == "job/resolved-0/attempt/2/nonfinite/2"
+
+
+async def test_endings_keep_within_their_bound(store: Store) -> None:
+    """The oldest ends go; then what is older than such an end is no late evidence any more, but new trouble."""
+    for n in range(6):
+        await take(store, resolved(f"over {n}", job=f"job-{n}", time=T0 + n), following=n + 1)
+    while await store.prune(Bounds(endings=2)):
+        pass
+    first = await take(store, finding("old", job="job-0", time=T0 - 1), following=7)
+    last = await take(store, finding("late", job="job-5", time=T0 - 1), following=8)
+    assert (len(first), len(last)) == (2, 0)
 
 
 async def test_a_store_has_one_writer(store: Store) -> None:

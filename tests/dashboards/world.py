@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -55,9 +56,15 @@ class IncidentList:
         await self.ready()
         return self.held.get(id)
 
-    async def changed_since(self, revision: int) -> tuple[int, list[dict[str, Any]]]:
+    async def changed_since(self, revision: int, limit: int = 200) -> tuple[int, list[dict[str, Any]]]:
         await self.ready()
-        return self.revision, [one for one in self.held.values() if one["revision"] > revision]
+        changed = [one for one in self.held.values() if one["revision"] > revision]
+        changed.sort(key=lambda one: (one["status"] == "resolved", -one["revision"]))
+        return self.revision, changed[:limit]
+
+    async def open_by_tier(self) -> dict[str, int]:
+        await self.ready()
+        return dict(Counter(one["tier"] for one in self.held.values() if one["status"] == "firing"))
 
     async def ready(self) -> None:
         if self.away:
