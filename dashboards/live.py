@@ -30,6 +30,8 @@ CURVE_JOBS_MAX = 256
 """Jobs whose new points go out in one tick (some 100 bytes each); of the others the names do."""
 JOBS_SHOWN_MAX = 200
 """Lines of the job list; the number of all is told."""
+TICKLESS_SECONDS = 5.0
+"""Ticks come once a second while a detect role runs and can write to the bus: without five of them nobody watches."""
 BREATH_RECORDS = 32
 """Records of one topic that are taken before others get their turn: some 10 ms of work."""
 
@@ -59,6 +61,8 @@ class Live:
         self.failure: BaseException | None = None
         self._fan, self._feed, self._broadcast, self._clock = fan, feed, broadcast, clock
         self._push = asyncio.Event() if push is None else push
+        self._started = clock.monotonic()
+        self._ticked: float | None = None
         self._lag: float | None = None
         self._curve_sent = 0
         self._layout_sent = -1
@@ -100,6 +104,8 @@ class Live:
         lag = self._clock.now() - record.time
         self._lag = lag if self._lag is None else max(self._lag, lag)
         self.newest[record.topic] = record.time
+        if record.topic is Topic.TICKS and lag <= TICKLESS_SECONDS:
+            self._ticked = self._clock.monotonic()
         self.frames[record.topic] += 1
         taken = self.intake.take(record)
         if taken.frame is not None:
@@ -120,6 +126,16 @@ class Live:
                 self._jobs_dirty = True
             case _:
                 pass
+
+    def watching(self) -> bool | None:
+        """Whether a detect role is seen to tick; ``None`` while this process is too young to know.
+
+        Its arrival counts, not its time: a wall clock that is set back must not make an old tick a new one.
+        """
+        now = self._clock.monotonic()
+        if self._ticked is not None and now - self._ticked <= TICKLESS_SECONDS:
+            return True
+        return None if now - self._started <= TICKLESS_SECONDS else False
 
     async def _follow_incidents(self) -> None:
         while True:
@@ -194,6 +210,7 @@ class Live:
             "time": now,
             "bus": "available" if self._fan.available else "unavailable",
             "store": "available" if self._feed.failure is None else "unavailable",
+            "watching": self.watching(),
             "lag_seconds": self.lag_seconds,
             "newest_record": newest,
             "frames": self.frame_counts(),

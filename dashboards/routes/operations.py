@@ -5,10 +5,16 @@ from starlette.responses import PlainTextResponse, Response
 
 from dashboards import metrics
 from dashboards.errors import StoreUnavailable
+from dashboards.live import TICKLESS_SECONDS
 from dashboards.problems import Json, problem
 from dashboards.services import Given
 
 router = APIRouter()
+
+NOT_WATCHING = (
+    f"no tick has come for {TICKLESS_SECONDS:g} s, expected one each second: no detect role runs, or it cannot write "
+    "to the bus (is the disk full?). Nothing is found and nobody is paged meanwhile."
+)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -28,7 +34,11 @@ async def alive(given: Given) -> Response:
 
 @router.get("/readyz", response_class=Json)
 async def ready(given: Given) -> Response:
-    """Say whether the bus and the store can be read, and the newest of the log is here."""
+    """Say whether the bus and the store can be read, and the newest of the log is here.
+
+    `watching` is false while no detector is seen to tick. That is no reason to take the page away: it is what the page
+    must show.
+    """
     lacking = []
     if not given.fan.available:
         lacking.append("the bus cannot be read")
@@ -38,4 +48,7 @@ async def ready(given: Given) -> Response:
         await given.incidents.ready()
     except StoreUnavailable as error:
         lacking.append(str(error))
-    return problem(503, "; ".join(lacking), {"Retry-After": "1"}) if lacking else Json({"status": "ready"})
+    watching = given.live.watching()
+    if lacking:
+        return problem(503, "; ".join(lacking), {"Retry-After": "1"}, watching=watching)
+    return Json({"status": "ready", "watching": watching, "detail": NOT_WATCHING if watching is False else None})

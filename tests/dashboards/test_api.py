@@ -12,6 +12,11 @@ import pytest
 
 from dashboards.errors import StoreUnavailable
 from dashboards.guarded import GuardedSource
+from dashboards.incidents import IncidentFeed, NoIncidents
+from dashboards.live import Live
+from dashboards.stream import Broadcast
+from telemetry_bus.bus import Record, open_bus
+from telemetry_bus.fanout import FanOut
 from telemetry_bus.frames import FrameMaker, encode
 from telemetry_bus.runtime.clock import ManualClock
 from telemetry_bus.topics import Topic
@@ -183,6 +188,36 @@ async def test_ready_says_what_is_lacking(here: World) -> None:
     here.incidents.away = True
     assert "incident store" in is_problem(await here.http.get("/readyz"), 503)["detail"]
     assert (await here.http.get("/healthz")).status_code == 200
+
+
+async def test_who_watches_is_told_apart_from_whether_the_page_can_be_shown(tmp_path: Path) -> None:
+    """Without a tick for five seconds the page says so and stays in service; an old tick, and one of a clock that was
+    set back, is none."""
+    clock = ManualClock()
+    async with open_bus(f"file://{tmp_path}", clock) as bus, FanOut(bus, tuple(Topic)) as fan:
+        live = Live(fan, IncidentFeed(NoIncidents()), Broadcast(), clock, None)
+
+        def tick(time: float) -> None:
+            live.take(Record(Topic.TICKS, 0, 1, time, b""))
+
+        assert live.watching() is None
+        tick(clock.now() - 60.0)
+        assert live.watching() is None
+        clock.advance(5.5)
+        assert live.watching() is False
+        assert live.health_event(clock.now())["watching"] is False
+        tick(clock.now())
+        assert live.watching() is True
+        clock.step(-3600.0)
+        clock.advance(5.5)
+        assert live.watching() is False
+
+
+async def test_readiness_says_that_a_detector_ticks(here: World) -> None:
+    """A page without detectors is ready; the tick that comes is seen."""
+    assert (await here.http.get("/readyz")).json() == {"status": "ready", "watching": None, "detail": None}
+    await here.publish(FrameMaker("ticks"), Topic.TICKS, "tick/1", {"time": [here.clock.now()]})
+    assert (await here.http.get("/readyz")).json() == {"status": "ready", "watching": True, "detail": None}
 
 
 @pytest.mark.parametrize("path", ["/api/v1/incidents", "/api/v1/incidents/i-1"])

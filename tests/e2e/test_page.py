@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from telemetry_bus.frames import FrameMaker
+from telemetry_bus.topics import Topic
 from tests.dashboards.world import World, incident, world
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -31,13 +32,14 @@ class Feeder:
 
     def __init__(self, here: World) -> None:
         self.here = here
-        self.node, self.job = FrameMaker("node-1"), FrameMaker("sdk")
+        self.node, self.job, self.ticks = FrameMaker("node-1"), FrameMaker("sdk"), FrameMaker("ticks")
         self.random = np.random.default_rng(7)
         self.step = 0
 
     async def run(self, bad_from: asyncio.Event) -> None:
         """Feed until cancelled; once ``bad_from`` is set, gradients are NaN."""
         while True:
+            await self.here.publish(self.ticks, Topic.TICKS, "tick/1", {"time": [self.here.clock.now()]})
             await self.gpus()
             await self.steps(2, bad=bad_from.is_set())
             await asyncio.sleep(0.1)

@@ -139,6 +139,8 @@ export interface HealthEvent {
   time: number;
   bus: "available" | "unavailable";
   store: "available" | "unavailable";
+  /** Whether a detector is seen to tick; null while the server is too young to know. */
+  watching: boolean | null;
   lag_seconds: number | null;
   newest_record: number | null;
   frames: { seen: number; outstanding: number; lost: number; missing: number; duplicate: number };

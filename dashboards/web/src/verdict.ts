@@ -34,6 +34,9 @@ export function verdict(known: Known): Verdict {
   if (pages > 0) return { level: "page", headline: `${integer(pages)} ${pages === 1 ? "PAGE" : "PAGES"}`, line: known.newest ?? "" };
   if (health.bus !== "available") return { level: "ticket", headline: "BUS AWAY", line: "the telemetry bus cannot be read" };
   if (health.store !== "available") return { level: "ticket", headline: "STORE AWAY", line: "the incident store cannot be read" };
+  if (health.watching === false) {
+    return { level: "ticket", headline: "NOT WATCHING", line: "no detector ticks: detect is down or cannot write to the bus" };
+  }
   const tickets = open["ticket"] ?? 0;
   if (tickets > 0) {
     return { level: "ticket", headline: `${integer(tickets)} ${tickets === 1 ? "TICKET" : "TICKETS"}`, line: known.newest ?? "" };
@@ -43,5 +46,6 @@ export function verdict(known: Known): Verdict {
   if ((fleet?.stale ?? 0) > 0) {
     return { level: "ticket", headline: "GPUS SILENT", line: `${integer(fleet!.stale)} of ${plural(gpus, "GPU")} went silent` };
   }
+  if (health.watching !== true) return { level: "unknown", headline: "CONNECTING", line: "no tick of a detector has come yet" };
   return { level: "healthy", headline: "ALL HEALTHY", line: "no incident is open" };
 }
