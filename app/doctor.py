@@ -139,9 +139,8 @@ async def _store(settings: Settings, _clock: Clock) -> Checked:
             "store",
             Verdict.FAULT,
             str(error),
-            "Incidents cannot be shown or recorded, and warnings wait; critical findings are still paged (an alert role "
-            "that starts now begins 15 minutes back). If the file is damaged, move it away: the alert role makes a new "
-            "one.",
+            "Incidents cannot be shown or recorded, and warnings wait; critical findings are still paged, by an alert "
+            "role that starts now from 15 minutes back on. A damaged file: move it away, and the role makes a new one.",
         )
     return Checked("store", Verdict.OK, str(settings.store_path))
 
