@@ -124,7 +124,9 @@ async def test_a_collector_that_is_killed_again_and_again_costs_no_row(
         collector = await start_collector(tmp_path, started)
     out, err = await job.communicate()
     await kill(collector)
-    assert (job.returncode, err.decode()) == (0, "")
+    # On a loaded machine a collector may take more than 3 s to come back, and that is said; nothing else is.
+    said = [line for line in err.decode().splitlines() if "no collector at" not in line]
+    assert (job.returncode, said) == (0, [])
     assert out == b"0 1802 1802\n"
     intake, found = await read_bus(tmp_path / "bus", 900)
     assert found == list(range(900))
@@ -223,6 +225,7 @@ async def test_how_a_job_ended_is_told(tmp_path: Path, ending: str, status: str)
         found, _, err = await run_job(code, {"NANTUCKET_URL": f"unix://{tmp_path}/c.sock"})
     assert (found, err) == (0, "")
     assert len(recorder.rows(Topic.TRAIN)) == 1
+    assert [topic for topic, _ in recorder.frames][-1] is Topic.EVENTS, "the end of a job overtook its last step"
     last = recorder.rows(Topic.EVENTS)[-1]
     assert (last["kind"], json.loads(last["detail"])) == ("job_end", {"status": status, "rows_dropped": 0})
 

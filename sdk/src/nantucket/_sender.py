@@ -122,6 +122,7 @@ class Sender:
         self._stop = threading.Event()
         self._deadline = 0.0
         self._grace = 0.0
+        self._last_call = 0.0
         self._last_words: dict[str, Any] | None = None
         self._bye_sent = False
         self._thread = threading.Thread(target=self._run, name="nantucket-sender", daemon=True)
@@ -156,6 +157,7 @@ class Sender:
         self._last_words = last_words
         now = _clock.monotonic()
         self._deadline, self._grace = now + seconds, now + grace_seconds
+        self._last_call = now + seconds / 2
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(seconds + CONNECT_ALLOWANCE_SECONDS)
@@ -204,11 +206,11 @@ class Sender:
                 self._retry_at = max(self._retry_at, _clock.monotonic() + self._pause())
 
     def _ended(self) -> bool:
-        if self._last_words is not None and not self.handoff:
+        now = _clock.monotonic()
+        if self._last_words is not None and not self.handoff and (not self._rows_left() or now >= self._last_call):
             self.event("job_end", {**self._last_words, "rows_dropped": self.dropped})
             self._last_words = None
             return False
-        now = _clock.monotonic()
         if now >= self._deadline or (self._connection is None and now >= self._grace):
             return True
         if self.handoff or any(stream.rows for stream in self._streams.values()) or self._connection is None:
@@ -217,6 +219,10 @@ class Sender:
             self._bye_sent = True
             self._connection.send(_wire.message({"type": "bye"}))
         return not self._connection.unsent
+
+    def _rows_left(self) -> bool:
+        """Whether rows are not yet durable: the end of a job must not overtake its last steps."""
+        return any(stream.rows for stream in self._streams.values() if stream.name != "event")
 
     def _drain(self) -> None:
         for _ in range(min(len(self.handoff), DRAIN_MAX)):
@@ -285,6 +291,13 @@ class Sender:
         now = _clock.monotonic()
         if self._retry_seconds != RETRY_SECONDS_FIRST or now < self._dropped_say_at:
             return
+        if self._overflowed:
+            self._voice.once(
+                "burst",
+                "run.log was called faster than the sender takes calls (%d wait): the newest are dropped and counted "
+                "(run.dropped)",
+                HANDOFF_MAX,
+            )
         total = self.dropped
         if total > self._dropped_said:
             self.event("rows_dropped", {"rows": total - self._dropped_said, "total": total})
