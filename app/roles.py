@@ -47,7 +47,8 @@ async def collecting_role(wiring: Wiring) -> None:
     wiring.gauges.add(lambda: listener_metrics(listener.counters))
     sources = sources_of(settings, wiring.clock)
     if not sources:
-        wiring.said["notes"] = ["No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."]
+        note = "No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."
+        wiring.said.setdefault("notes", []).append(note)
         return
     agent = NodeAgent(
         sources, publish, wiring.clock, node=settings.node, region=settings.region, hz=settings.collect.hz
