@@ -5,7 +5,8 @@ detector look, publishes what it found, and acknowledges. What is acknowledged b
 consumer, with its rebalances, tables and changelogs, is not used, and no broker is needed for it to run.
 
 After a crash the service reads back :data:`WARM_SECONDS` before the committed position, so that detectors know their
-baselines again. What they say meanwhile was said before; from the committed position on they speak.
+baselines again. What they say meanwhile was said before; from the committed position on they speak. Before that they
+are handed what was ever said and not taken back (:mod:`detectors.memory`), which may be older than what is read back.
 """
 
 import asyncio
@@ -19,10 +20,11 @@ import faust
 from faust.app.base import BootStrategy
 
 from detectors.detector import Detector, ReaderHealth, reader_health
+from detectors.memory import OpenFindings
 from telemetry_bus.bus import AtOffset, AtTime, Bus, Record, Start, Subscription
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.errors import BusUnavailable, FrameError
-from telemetry_bus.findings import Finding, findings_frame
+from telemetry_bus.findings import Finding, findings_frame, findings_in
 from telemetry_bus.frames import Frame, FrameMaker
 from telemetry_bus.intake import Intake
 from telemetry_bus.publisher import publish_until_durable
@@ -30,8 +32,24 @@ from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import TELEMETRY, Topic
 
 GROUP = "detect"
-WARM_SECONDS = 600.0
-"""What is read back at a start: a loss baseline of some hundred steps of a few seconds each."""
+WARM_SECONDS = 3600.0
+"""What is read back of a run: at 30 s a step these are 120 rows, nearly the whole window of 128 of loss_spike, which is
+silent in its first 50."""
+WARM_BULK_SECONDS = 600.0
+"""The same for rows of GPUs and named numbers, which are many and whose longest memory is two minutes of work."""
+WARM: dict[Topic, float] = dict.fromkeys((*TELEMETRY, Topic.TICKS), WARM_SECONDS) | {
+    Topic.GPU: WARM_BULK_SECONDS,
+    Topic.METRICS: WARM_BULK_SECONDS,
+}
+FIRST_SECONDS = 600.0
+"""What is looked at, and spoken of, at the first start of all."""
+MEMORY_SECONDS = 7 * 86_400.0
+"""Findings that are read for what is still open: trouble that nobody has ended in a week is no news for anybody."""
+CURRENT_SECONDS = 2.0
+"""A reader whose oldest record is younger is at the end of the log: ticks come every second."""
+CATCH_UP_SECONDS = 60.0
+"""After a restart or an outage of the bus the reader is behind for a while, which is no slowness. It reads hundreds of
+times faster than the log grows: what takes it longer than this is said."""
 IN_FLIGHT_BYTES_MAX = 64 * 1024 * 1024
 """Payloads handed to agents and not yet acknowledged. Faust bounds channels in events only: the feed counts bytes."""
 CHANNEL_EVENTS_MAX = 4_096
@@ -52,6 +70,7 @@ class AgentStats:
     findings: dict[str, int] = field(default_factory=dict)
     errors: dict[str, int] = field(default_factory=dict)
     lag_seconds: dict[Topic, float] = field(default_factory=dict)
+    """Age of the oldest waiting record of each topic when it was last read; zero once the reader is at the end."""
     in_flight_bytes: int = 0
     warm: bool = False
 
@@ -117,6 +136,8 @@ class DetectorService:
         self._settled = asyncio.Event()
         self._watching_since: float | None = None
         self._last_tick: float | None = None
+        self._current_at = clock.monotonic()
+        self._open: dict[str, list[Finding]] = {}
         self.intake = Intake()
         self.caught_up = asyncio.Event()
         """Set once the detectors have read everything that was there when they started."""
@@ -159,6 +180,8 @@ class DetectorService:
 
     async def _look(self, detector: Detector, event: _Event) -> None:
         """One event for one detector. Faust drops the event of an agent that raises, so this one never does."""
+        if event.live:
+            self._remind(detector, event.record.time)
         try:
             findings = detector.observe(event.frame) if event.health is None and event.frame is not None else ()
             if event.health is not None:
@@ -172,6 +195,15 @@ class DetectorService:
         event.pending -= 1
         if not event.pending:
             self._settled.set()
+
+    def _remind(self, detector: Detector, now: float) -> None:
+        """Hand a detector, before its first live event, what it said before and has not taken back."""
+        for finding in self._open.pop(detector.name, ()):
+            try:
+                detector.remember(finding, now)
+            except Exception:  # noqa: BLE001  as above; what cannot be taken up costs only itself
+                self.stats.errors[detector.name] += 1
+                _log.exception("detector %s cannot take up its finding %s", detector.name, finding.id)
 
     async def _publish(self, name: str, findings: Sequence[Finding]) -> None:
         """Until they are durable. What no reader would take (a text beyond its limit) leaves the others alone."""
@@ -192,13 +224,15 @@ class DetectorService:
 
     async def _feed_for_ever(self) -> None:
         position = await self._when_there(self._position)
+        self._open = await self._when_there(lambda: self._still_open(position))
         following: dict[Topic, int] = {}
-        start: Start | Mapping[Topic, Start] = AtTime(position.since - WARM_SECONDS)
+        start: Start | Mapping[Topic, Start] = _start_before(position)
         while True:
             try:
                 async with self._bus.subscribe(self.topics, start) as subscription:
                     await self._note_caught_up(subscription, position, following)
                     async for records in subscription:
+                        self._note_lag(records)
                         for record in records:
                             await self._feed(record, position)
                             following[record.topic] = record.offset + 1
@@ -243,6 +277,24 @@ class DetectorService:
                     return min(self._clock.now(), *(record.time for record in records))
         return self._clock.now()
 
+    async def _still_open(self, position: _Position) -> dict[str, list[Finding]]:
+        """By detector, what was said of the time before the position and has not been taken back.
+
+        What was said of later rows is left out: those rows are looked at again, and say it again under the same id.
+        """
+        if not position.committed or not await self._bus.end(Topic.FINDINGS):
+            return {}
+        said, intake = OpenFindings(), Intake()
+        start = AtTime(self._clock.now() - MEMORY_SECONDS)
+        async with self._bus.subscribe((Topic.FINDINGS,), start) as subscription:
+            if not await subscription.caught_up():
+                async for records in subscription:
+                    for record in records:
+                        said.take(_findings_of(intake, record))
+                    if await subscription.caught_up():
+                        break
+        return {d.name: said.of(d.name, position.since) for d in self._detectors}
+
     async def _refused_since(self, since: float) -> frozenset[tuple[str, int]]:
         """Topic and offset of what is in the dead-letter topic already: the commit that followed it was lost."""
         found, intake = set[tuple[str, int]](), Intake()
@@ -263,7 +315,6 @@ class DetectorService:
     async def _feed(self, record: Record, position: _Position) -> None:
         live = record.offset >= position.committed.get(record.topic, 0)
         taken = self.intake.take(record)
-        self.stats.lag_seconds[record.topic] = max(0.0, self._clock.now() - record.time)
         if live:
             self.stats.warm = True
             if (record.topic.value, record.offset) not in position.refused:
@@ -280,12 +331,30 @@ class DetectorService:
         for detector in wanted:
             await self._channels[detector.name].put(event)
 
+    def _note_lag(self, records: Sequence[Record]) -> None:
+        """How old is what waits: the records that have just come, and those that the agents have not dealt with."""
+        self._settle()
+        now = self._clock.now()
+        waiting = [*([self._events[0].record] if self._events else []), *records]
+        lag: dict[Topic, float] = {}
+        for record in waiting:
+            lag[record.topic] = max(lag.get(record.topic, 0.0), now - record.time)
+        if max(lag.values()) <= CURRENT_SECONDS:
+            self._current_at = self._clock.monotonic()
+            self.stats.lag_seconds = dict.fromkeys(self.topics, 0.0)
+        self.stats.lag_seconds.update(lag)
+
     def _health(self, tick: Record) -> ReaderHealth:
-        self.intake.ledger.expire(tick.time)
-        if self._watching_since is None or self._last_tick is None or tick.time - self._last_tick > GAP_SECONDS:
+        before = self._last_tick
+        set_back = before is not None and tick.time < before - GAP_SECONDS
+        if set_back:
+            self.intake.ledger.set_back(tick.time)
+        if before is None or set_back or tick.time - before > GAP_SECONDS or self._watching_since is None:
             self._watching_since = tick.time
         self._last_tick = tick.time
-        return reader_health(self.intake, self.stats.lag_seconds, self._watching_since)
+        self.intake.ledger.expire(tick.time)
+        catching_up = self._clock.monotonic() - self._current_at <= CATCH_UP_SECONDS
+        return reader_health(self.intake, {} if catching_up else self.stats.lag_seconds, self._watching_since)
 
     async def _room_for(self, size: int) -> None:
         self._settle()
@@ -314,6 +383,24 @@ class DetectorService:
             except BusUnavailable as error:
                 _log.warning("positions are not committed: %s", error)
                 self._done = {**reached, **self._done}
+
+
+def _start_before(position: _Position) -> Mapping[Topic, Start]:
+    """Where to begin so that detectors are warm at ``position``."""
+    return {
+        topic: AtTime(position.since - (seconds if position.committed else FIRST_SECONDS))
+        for topic, seconds in WARM.items()
+    }
+
+
+def _findings_of(intake: Intake, record: Record) -> list[Finding]:
+    """The findings of a record; what cannot be read has been refused by alerting, with its reason."""
+    frame = intake.take(record).frame
+    try:
+        return [] if frame is None else findings_in(frame)
+    except ValueError as error:
+        _log.warning("findings at offset %d cannot be taken up again: %s", record.offset, error)
+        return []
 
 
 def start_of(start: Start | Mapping[Topic, Start], topic: Topic) -> Start:

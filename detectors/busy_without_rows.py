@@ -11,10 +11,11 @@ import numpy as np
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.latch import Latch
-from detectors.watching import firing, names, resolved
-from detectors.windows import SeriesTable, rounds
+from detectors.watching import firing, group_of, names, resolved
+from detectors.windows import SeriesTable, not_from_the_future, rounds
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
+from telemetry_bus.ledger import CLOCK_STEP_SECONDS
 from telemetry_bus.schemas import Severity
 from telemetry_bus.topics import Topic
 
@@ -68,6 +69,10 @@ class BusyWithoutRowsDetector:
         """Event time of the newest training row that does not say its node: while such rows come, silence proves
         nothing."""
 
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up what was said before a restart."""
+        self._latch.adopt(group_of(finding), now)
+
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Note which nodes work and which report."""
         if frame.rows and frame.schema_id == "gpu/1":
@@ -79,6 +84,9 @@ class BusyWithoutRowsDetector:
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
         """Find the nodes that have worked for long without a training row."""
         state, config = self.nodes.state, self.config
+        for name in ("begun", "busy", "told"):
+            not_from_the_future(state[name], now)
+        self._nowhere = min(self._nowhere, now) if self._nowhere > now + CLOCK_STEP_SECONDS else self._nowhere
         if health.watching_since >= now - config.busy_seconds:
             return ()  # Nobody watched for long enough: nothing is said, and nothing is taken back.
         since = max(health.watching_since, self._nowhere)
@@ -104,10 +112,8 @@ class BusyWithoutRowsDetector:
             }
             found.append(firing(kind, severity, group, now, title, message, evidence, **place))
         for group in over:
-            node = group.names[0] if len(group.names) == 1 else None
-            found.append(
-                resolved(kind, severity, group, now, f"{names(group)}: training rows come, or the GPUs rest", node=node)
-            )
+            words = f"{names(group)}: training rows come, or the GPUs rest"
+            found.append(resolved(kind, severity, group, now, words))
         for slot in self.nodes.silent(now):
             self.nodes.free(slot)
         return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.latch import Latch
-from detectors.watching import firing, names, node_of, resolved
+from detectors.watching import Unseen, firing, group_of, names, place_of, resolved
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
@@ -43,6 +43,13 @@ class ClockOffsetDetector:
     def __init__(self, config: ClockOffset) -> None:
         self.config = config
         self._latch = Latch(config.hold_seconds, config.clear_seconds)
+        self._unseen = Unseen()
+
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up what was said before a restart."""
+        group = group_of(finding)
+        if self._latch.adopt(group, now):
+            self._unseen.remember(group, now)
 
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """It lives on ticks alone."""
@@ -50,7 +57,9 @@ class ClockOffsetDetector:
 
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
         """Say which clocks are off, and by how much."""
-        raised, over = self._latch.update(now, health.clock_offsets)
+        raised, over = self._latch.update(
+            now, [*health.clock_offsets, *self._unseen.still(now, health.last_seen)], health.simulated
+        )
         kind, severity = FindingKind.CLOCK_OFFSET, Severity.WARNING
         found = []
         for group in raised:
@@ -61,11 +70,7 @@ class ClockOffsetDetector:
             way = "ahead of" if worst > 0 else "behind"
             title = f"{what} {abs(worst):.3g} s {way} the bus's"
             message = f"The offset is taken off its rows. Check time synchronisation on: {names(group)}."
-            found.append(
-                firing(kind, severity, group, now, title, message, {"offset_seconds": worst}, node=node_of(group))
-            )
-        found.extend(
-            resolved(kind, severity, group, now, f"clock right again: {names(group)}", node=node_of(group))
-            for group in over
-        )
+            evidence, place = {"offset_seconds": worst}, place_of(group, health.simulated)
+            found.append(firing(kind, severity, group, now, title, message, evidence, **place))
+        found.extend(resolved(kind, severity, group, now, f"clock right again: {names(group)}") for group in over)
         return found

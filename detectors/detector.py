@@ -5,7 +5,7 @@ the same findings under the same ids, live, in a test and in a replay. How the r
 matter.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,9 +28,10 @@ class Holes:
 class ReaderHealth:
     """How well the bus is being read, as plain numbers at the moment of a tick. Detectors that watch Nantucket read it.
 
-    ``last_seen`` maps a source to the bus's time of its newest frame; ``holes`` has only sources that miss some;
-    ``lost`` counts the frames that will not come any more; ``clock_offsets`` has only clocks beyond the tolerance
-    (seconds ahead of the bus's); ``refused`` counts refusals since the start, by reason.
+    ``lag_seconds`` has topics with records that wait to be dealt with, and since how long the oldest does (none while
+    a reader is only catching up). ``last_seen`` maps a source to the bus's time of its newest frame; ``holes`` has only
+    sources that miss some; ``lost`` counts the frames that will not come any more; ``clock_offsets`` has only clocks
+    beyond the tolerance (seconds ahead of the bus's); ``refused`` counts refusals since the start, by reason.
     """
 
     lag_seconds: Mapping[Topic, float] = field(default_factory=dict)
@@ -39,30 +40,30 @@ class ReaderHealth:
     lost: int = 0
     clock_offsets: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
+    simulated: Container[str] = frozenset()
+    """The sources whose rows are simulated."""
     watching_since: float = 0.0
     """The bus's time since which ticks have come without a gap. Nobody watched before: silence then proves nothing."""
 
 
 def reader_health(intake: Intake, lag_seconds: Mapping[Topic, float], watching_since: float) -> ReaderHealth:
-    """What ``intake`` knows now, and how far behind the end of each topic its reader is."""
-    last_seen: dict[str, float] = {}
+    """What ``intake`` knows now, and since how long records of each topic wait."""
     holes: dict[str, Holes] = {}
-    for count in intake.ledger:
-        last_seen[count.source] = max(count.last_seen, last_seen.get(count.source, count.last_seen))
-        if count.holes:
-            known = holes.get(count.source)
-            since = min(count.holes.values())
-            holes[count.source] = Holes(
-                len(count.holes) + (known.outstanding if known else 0), min(since, known.since) if known else since
-            )
+    for count in intake.ledger.holed():
+        known = holes.get(count.source)
+        since = min(count.holes.values())
+        holes[count.source] = Holes(
+            len(count.holes) + (known.outstanding if known else 0), min(since, known.since) if known else since
+        )
     refused = {fault.value: number for fault, number in intake.refused.items()}
     return ReaderHealth(
         dict(lag_seconds),
-        last_seen,
+        dict(intake.ledger.last_seen),
         holes,
         intake.ledger.lost_total,
         dict(intake.clock_offsets),
         refused,
+        frozenset(intake.simulated),
         watching_since,
     )
 
@@ -78,6 +79,12 @@ class Detector(Protocol):
     @property
     def topics(self) -> frozenset[Topic]:
         """The topics whose frames it wants; ticks come to every detector."""
+        ...
+
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up, as open, trouble that was said before a restart and not taken back: it is not said again, and its
+        end is said. Called once for each such finding, at ``now`` (UTC seconds), when what was read back has been
+        seen and before anything new is."""
         ...
 
     def observe(self, frame: Frame) -> Sequence[Finding]:

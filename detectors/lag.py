@@ -1,16 +1,18 @@
 """lag: Nantucket reads its own bus too slowly, so that everything it says is late."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
-from detectors.latch import Latch
-from detectors.watching import firing, names, resolved
+from detectors.latch import Group, Latch
+from detectors.watching import firing, group_of, names, resolved
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
 from telemetry_bus.topics import Topic
+
+KIND = FindingKind.LAG
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Lag:
         for name in ("warning_seconds", "critical_seconds", "hold_seconds", "clear_seconds"):
             if not getattr(self, name) > 0:
                 raise WrongSetting("lag", name, getattr(self, name), "a number above zero")
+        if self.critical_seconds < self.warning_seconds:
+            raise WrongSetting("lag", "critical_seconds", self.critical_seconds, "at least warning_seconds")
 
     def build(self) -> Detector:
         """A detector that has seen nothing yet."""
@@ -34,17 +38,25 @@ class Lag:
 
 
 class LagDetector:
-    """See the module's text."""
+    """See the module's text. A topic is one trouble: it may get worse, and is over below the lower limit."""
 
     name = "lag"
     topics: frozenset[Topic] = frozenset()
 
     def __init__(self, config: Lag) -> None:
         self.config = config
-        self._latches = {
-            Severity.WARNING: (config.warning_seconds, Latch(config.hold_seconds, config.clear_seconds)),
-            Severity.CRITICAL: (config.critical_seconds, Latch(config.hold_seconds, config.clear_seconds)),
-        }
+        self._late = Latch(config.hold_seconds, config.clear_seconds)
+        self._very_late = Latch(config.hold_seconds, config.clear_seconds)
+        self._worst: dict[str, Severity] = {}
+        """What was said of each topic that is late."""
+
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up what was said before a restart."""
+        group = group_of(finding)
+        self._late.adopt(group, now)
+        if finding.severity is Severity.CRITICAL:
+            self._very_late.adopt(group_of(finding), now)
+        self._worst.update(dict.fromkeys(group.names, finding.severity))
 
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """It lives on ticks alone."""
@@ -52,17 +64,31 @@ class LagDetector:
 
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
         """Compare the lag of each topic with its limits."""
+        lag = {topic.value: seconds for topic, seconds in health.lag_seconds.items()}
+        late, over = self._late.update(now, _above(lag, self.config.warning_seconds))
+        very_late, _ = self._very_late.update(now, _above(lag, self.config.critical_seconds))
+        worse = {name for group in very_late for name in group.names}
         found = []
-        for severity, (limit, latch) in self._latches.items():
-            late = [topic.value for topic, seconds in health.lag_seconds.items() if seconds > limit]
-            raised, over = latch.update(now, late)
-            for group in raised:
-                worst = max(health.lag_seconds.get(Topic(name), 0.0) for name in group.names)
-                title = f"Nantucket is {worst:.3g} s behind on {names(group)}"
-                message = f"Findings and pages come that much late; {limit:g} s are the limit. Give it more processor."
-                evidence = {"lag_seconds": worst, "limit_seconds": limit}
-                found.append(firing(FindingKind.LAG, severity, group, now, title, message, evidence))
-            for group in over:
-                title = f"lag on {names(group)} is below {limit:g} s again"
-                found.append(resolved(FindingKind.LAG, severity, group, now, title))
+        for group in late:
+            if worse.isdisjoint(group.names):
+                found.append(self._say(Severity.WARNING, group, now, lag))
+            else:
+                group.place = {"subject": group.names[0]}  # what is said below is of the same trouble
+        found.extend(self._say(Severity.CRITICAL, group, now, lag) for group in very_late)
+        for group in over:
+            title = f"lag on {names(group)} is below {self.config.warning_seconds:g} s again"
+            found.append(resolved(KIND, self._worst.pop(group.names[0], Severity.WARNING), group, now, title))
         return found
+
+    def _say(self, severity: Severity, group: Group, now: float, lag: Mapping[str, float]) -> Finding:
+        config = self.config
+        limit = config.critical_seconds if severity is Severity.CRITICAL else config.warning_seconds
+        worst = lag.get(group.names[0], 0.0)
+        self._worst[group.names[0]] = severity
+        title = f"Nantucket is {worst:.3g} s behind on {names(group)}"
+        message = f"Findings and pages come that much late; {limit:g} s are the limit. Give it more processor."
+        return firing(KIND, severity, group, now, title, message, {"lag_seconds": worst, "limit_seconds": limit})
+
+
+def _above(lag: Mapping[str, float], limit: float) -> list[str]:
+    return [name for name, seconds in lag.items() if seconds > limit]

@@ -144,6 +144,24 @@ class LossSpikeDetector:
         self.config = config
         self.series = SeriesTable(_blank(config.window))
 
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up the incident of ``finding``, with the level from which the loss had risen."""
+        slot = self.series.slot_for((finding.job or "", finding.attempt or ""))
+        if slot is None:
+            return
+        series = self.series.state[slot : slot + 1]
+        paged = finding.severity is Severity.CRITICAL or int(series["phase"][0]) == _PAGED
+        if finding.onset_step is not None and not (series["phase"][0] != _CALM and self._same(series[0], finding)):
+            _restore_level(series, finding.evidence, self.config)
+            series["onset_step"] = finding.onset_step
+            series["onset_time"] = finding.time if finding.onset_time is None else finding.onset_time
+        series["phase"] = _PAGED if paged else _WARNED
+        series["seen"] = np.maximum(series["seen"], now)
+
+    @staticmethod
+    def _same(series: np.void, finding: Finding) -> bool:
+        return int(series["onset_step"]) == finding.onset_step
+
     @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Judge the losses of a frame, each job's in their order."""
@@ -430,6 +448,24 @@ def _refresh(now: Array, at: Array, config: LossSpike) -> None:
     full = counts == config.window
     lower = full & ~(centre >= now["best"][due])
     now["best"][due[lower]], now["best_spread"][due[lower]] = centre[lower], spread[lower]
+
+
+def _restore_level(series: Array, evidence: Mapping[str, Any], config: LossSpike) -> None:
+    """Set the baseline to the level that a finding tells: ``usual_loss``, and ``limit_loss`` from which the deviation
+    follows (a limit that was wider for a while gives a wider one). Good rows replace it one by one afterwards."""
+    usual, limit, best = (float(evidence[name]) for name in ("usual_loss", "limit_loss", "best_loss"))
+    if not (math.isfinite(usual) and math.isfinite(limit)):
+        return
+    centre = log_like(np.array(usual))
+    spread = np.maximum(log_like(np.array(limit)) - centre, 0.0) / config.page_deviations
+    count = config.warm_up_rows
+    ring = np.full(config.window, np.nan)
+    ring[:count] = centre + spread * 1.2816 * np.linspace(-1.25, 1.25, count)  # nine in ten below 1.2816 deviations
+    series["ring"], series["count"], series["at"], series["stale"] = ring, count, count % config.window, 0
+    series["centre"], series["spread"], series["top"] = centre, spread, np.nanmax(ring)
+    if math.isfinite(best):
+        series["best"], series["best_spread"] = log_like(np.array(best)), spread
+    series["calm"], series["held"], series["high"], series["risen"] = 0, 0, 0, 0
 
 
 def _words(job: str, step: int, onset: int, what: int, evidence: Mapping[str, Any]) -> tuple[str, str]:

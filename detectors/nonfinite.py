@@ -100,6 +100,27 @@ class NonFiniteDetector:
         self._episodes: dict[int, _Episode] = {}
 
     @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up the episode of ``finding``, or give that which is known here its identity."""
+        slot = self.series.slot_for((finding.job or "", finding.attempt or ""))
+        if slot is None:
+            return
+        row = _row_of(finding)
+        begun = int(finding.evidence.get("episode_step", row.step))
+        episode = self._episodes.get(slot)
+        if episode is None:
+            before = {name: finding.evidence.get(name) for name in ("last_finite_loss", "last_finite_grad_norm")}
+            why = str(finding.evidence.get("why", "nonfinite"))
+            episode = _Episode(row, begun, finding.rank is not None, why, before, finding.world_size)
+            episode.ranks, episode.ranks_said = {row.rank}, max(1, finding.ranks_affected or 1)
+            episode.last_bad = max(row.step, row.step if finding.step is None else finding.step)
+            self._episodes[slot] = episode
+        elif row.step < episode.first.step:
+            episode.first, episode.proven = row, finding.rank is not None
+        episode.begun_step = begun
+        self.series.state["open"][slot] = True
+        self.series.state["seen"][slot] = max(float(self.series.state["seen"][slot]), now)
+
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Look at every row of a frame; rows of healthy jobs are only operations on arrays."""
         if not frame.rows:
@@ -331,6 +352,36 @@ class NonFiniteDetector:
                     self._over(slot, float(frame.times()[at]), self._episodes[slot].last_bad, "the job has ended")
                 )
         return found
+
+
+def _row_of(finding: Finding) -> Row:
+    """The row of which ``finding`` was said, as far as it tells."""
+    step = finding.step if finding.onset_step is None else finding.onset_step
+    if step is None:
+        raise ValueError(f"expected a step in finding {finding.id} of {finding.job}, found none")
+    said = finding.evidence
+    return Row(
+        at=-1,
+        time=finding.time if finding.onset_time is None else finding.onset_time,
+        step=step,
+        microbatch=-1 if said.get("microbatch") is None else int(said["microbatch"]),
+        rank=0 if finding.rank is None else finding.rank,
+        world_size=finding.world_size,
+        loss=_number(said.get("loss")),
+        norm=_number(said.get("grad_norm")),
+        count=said.get("nonfinite"),
+        scale=_number(said.get("loss_scale")),
+        skipped=said.get("skipped"),
+        scope=said.get("scope"),
+        parameter=finding.parameter,
+        node=finding.node,
+        uuid=finding.uuid,
+    )
+
+
+def _number(value: float | str | None) -> float | None:
+    """A number of a finding's evidence, where what is not finite is text."""
+    return None if value is None else float(value)
 
 
 def _known(value: float) -> float | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.latch import Latch
-from detectors.watching import firing, names, resolved
+from detectors.watching import firing, group_of, names, resolved
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
@@ -39,6 +39,10 @@ class RefusedFramesDetector:
         self.config = config
         self._latch = Latch(0.0, config.clear_seconds)
         self._before: dict[str, int] = {}
+
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up what was said before a restart."""
+        self._latch.adopt(group_of(finding), now)
 
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """It lives on ticks alone."""

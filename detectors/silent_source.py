@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.latch import Latch
-from detectors.watching import firing, names, node_of, resolved
+from detectors.watching import Unseen, firing, group_of, names, place_of, resolved
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
@@ -20,10 +20,11 @@ from telemetry_bus.topics import Topic
 
 @dataclass(frozen=True, slots=True)
 class SilentSource:
-    """Settings: silent_seconds until silence is said; suffixes of the sources that are watched."""
+    """Settings: silent_seconds until silence is said; suffixes of the sources that are watched (a rank's sources end
+    with its job)."""
 
     silent_seconds: float = 15.0
-    suffixes: tuple[str, ...] = ("/gpu", "/training")
+    suffixes: tuple[str, ...] = ("/gpu",)
 
     def __post_init__(self) -> None:
         for name in ("silent_seconds",):
@@ -44,6 +45,13 @@ class SilentSourceDetector:
     def __init__(self, config: SilentSource) -> None:
         self.config = config
         self._latch = Latch(0.0, 0.0)
+        self._unseen = Unseen()
+
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up what was said before a restart."""
+        group = group_of(finding)
+        if self._latch.adopt(group, now):
+            self._unseen.remember(group, now)
 
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """It lives on ticks alone."""
@@ -57,10 +65,10 @@ class SilentSourceDetector:
         silent = [
             name for name, seen in health.last_seen.items() if seen < oldest and name.endswith(self.config.suffixes)
         ]
-        return self._say(now, silent, health)
+        return self._say(now, silent + self._unseen.still(now, health.last_seen), health)
 
     def _say(self, now: float, silent: Iterable[str], health: ReaderHealth) -> list[Finding]:
-        raised, over = self._latch.update(now, silent)
+        raised, over = self._latch.update(now, silent, health.simulated)
         kind, severity = FindingKind.SILENT_SOURCE, Severity.WARNING
         found = []
         for group in raised:
@@ -72,9 +80,11 @@ class SilentSourceDetector:
                 "limit_seconds": self.config.silent_seconds,
                 "sources": len(health.last_seen),
             }
-            found.append(firing(kind, severity, group, now, title, message, evidence, node=node_of(group)))
+            found.append(
+                firing(kind, severity, group, now, title, message, evidence, **place_of(group, health.simulated))
+            )
         for group in over:
             back = all(name in health.last_seen for name in group.names)
             words = "sends again" if back else "is no longer expected: it was silent for hours and is forgotten"
-            found.append(resolved(kind, severity, group, now, f"{names(group)} {words}", node=node_of(group)))
+            found.append(resolved(kind, severity, group, now, f"{names(group)} {words}"))
         return found

@@ -14,7 +14,7 @@ import numpy as np
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.ranks import RankSteps
-from detectors.windows import STEP_LIMIT, SeriesTable, steps, texts
+from detectors.windows import STEP_LIMIT, SeriesTable, not_from_the_future, steps, texts
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
 from telemetry_bus.schemas import EventKind, FindingState, Severity
@@ -78,6 +78,26 @@ class StallDetector:
         self.series = SeriesTable(_blank())
         self.ranks = RankSteps()
 
+    def remember(self, finding: Finding, now: float) -> None:
+        """Take up the stall of ``finding``, with the pace that the run had before it."""
+        key = (finding.job or "", finding.attempt or "")
+        known = self.series.slot(key)
+        slot = self.series.slot_for(key)
+        if slot is None:
+            return
+        state, config = self.series.state, self.config
+        if state["phase"][slot] in (_ENDED, _SUPERSEDED):
+            return
+        if known is None:
+            self.ranks.forget(slot)
+            state["step"][slot] = finding.onset_step
+            state["moved"][slot] = finding.time if finding.onset_time is None else finding.onset_time
+            state["moves"][slot] = config.warm_up_steps
+            state["sum"][slot] = config.warm_up_steps * float(finding.evidence["mean_interval_seconds"])
+            state["longest"][slot] = state["second"][slot] = float(finding.evidence["second_longest_pause_seconds"])
+        state["phase"][slot] = _STALLED
+        state["seen"][slot] = max(float(state["seen"][slot]), now)
+
     @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Note which jobs have moved."""
@@ -109,6 +129,8 @@ class StallDetector:
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
         """Find the jobs whose patience has ended."""
         state = self.series.state
+        for name in ("moved", "ended"):
+            not_from_the_future(state[name], now)
         patience = self._patience(state)
         watched = (state["phase"] == _RUNNING) & (state["moves"] >= self.config.warm_up_steps)
         found = []
@@ -161,8 +183,10 @@ class StallDetector:
         if one:
             first[1:] = False
         took = np.maximum(seconds[rows] - before, 0.0)
+        resumed = np.zeros(len(rows), dtype=bool)
         for at in np.flatnonzero((state["phase"][slot] == _STALLED) & ~first).tolist():
             if state["phase"][slot[at]] == _STALLED:
+                resumed[at] = True
                 yield (
                     int(rows[at]),
                     self._over(int(slot[at]), float(seconds[rows[at]]), int(step[rows[at]]), "steps come again"),
@@ -170,8 +194,9 @@ class StallDetector:
         on = (state["phase"][slot] == _ENDED) & (seconds[rows] > state["ended"][slot] + LATE_SECONDS)
         state["phase"][slot[on]] = _RUNNING
         learn = ~first & ~state["paused"][slot]
-        np.add.at(state["sum"], slot[learn], took[learn])
-        np.add.at(state["moves"], slot[~first], 1)
+        usual = learn & ~resumed  # hours of a stall are no part of the run's pace
+        np.add.at(state["sum"], slot[usual], took[usual])
+        np.add.at(state["moves"], slot[~first & ~resumed], 1)
         for at in np.flatnonzero(learn & (took > state["second"][slot])).tolist():
             longest, second = float(state["longest"][slot[at]]), float(state["second"][slot[at]])
             state["second"][slot[at]] = max(second, min(longest, took[at]))

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from telemetry_bus.frames import Array, Frame
+from telemetry_bus.ledger import CLOCK_STEP_SECONDS
 
 JobKey = tuple[str, str]
 """A job and its attempt (steps are ordered within an attempt only), or a node and nothing."""
@@ -56,6 +57,12 @@ class SeriesTable:
     def slot(self, key: JobKey) -> int | None:
         """The slot of a series that is known."""
         return self._slots.get(key)
+
+    def slot_for(self, key: JobKey) -> int | None:
+        """The slot of a series, new if need be; ``None`` where there is no room."""
+        known = self._slots.get(key)
+        slot = self._take(key, set()) if known is None else known
+        return slot if slot >= 0 else None
 
     def slots(self, frame: Frame, name: str = "job", and_name: str | None = "attempt") -> tuple[Array, list[int]]:
         """The slot of every row of ``frame`` (-1 where there is no room), and the slots that are new."""
@@ -114,6 +121,7 @@ class SeriesTable:
         """The slots that have been silent for :data:`SILENT_SECONDS`."""
         if not self._slots:
             return []
+        not_from_the_future(self.state["seen"], now)
         return [
             int(slot)
             for slot in np.flatnonzero(self.state["seen"] < now - SILENT_SECONDS)
@@ -165,6 +173,11 @@ def _codes(frame: Frame, name: str, and_name: str | None) -> tuple[Array, list[J
     distinct, codes_of_rows = np.unique(both, return_inverse=True)
     keys = [(firsts[code // len(seconds_text)], seconds_text[code % len(seconds_text)]) for code in distinct.tolist()]
     return codes_of_rows, keys
+
+
+def not_from_the_future(seconds: Array, now: float) -> None:
+    """The bus's clock may be set back: times that it cannot have shown yet become ``now``, in place."""
+    seconds[seconds > now + CLOCK_STEP_SECONDS] = now
 
 
 def texts(frame: Frame, name: str) -> tuple[list[str], Array]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from detectors import DETECTORS, Detector, Holes, ReaderHealth, default_detectors, detector_config
 from detectors.errors import UnknownDetector, WrongSetting
+from detectors.memory import OpenFindings, trouble_of
 from detectors.windows import SERIES_MAX
 from telemetry_bus.findings import Finding
 from telemetry_bus.frames import Frame, FrameMaker
@@ -315,6 +316,60 @@ def test_its_state_is_bounded_and_is_freed_in_silence(name: str) -> None:
     assert detector.series.forgotten > 0
     detector.tick(START + 40_000 + 6 * 3600, ReaderHealth())
     assert len(detector.series) == 0
+
+
+class Life:
+    """One life of a reader: its detector has seen nothing of what was before ``begin``."""
+
+    def __init__(self, name: str, begin: int) -> None:
+        self.detector = DETECTORS[name]().build()
+        self._begin, self._refused = START + begin, 0
+        self._seen: dict[str, float] = {}
+
+    def second(self, name: str, at: int, *, bad: bool) -> list[Finding]:
+        """A second in which the trouble of this detector goes on (``bad``) or everything is well."""
+        now, found = START + at, list[Finding]()
+        sources = [f"node-{number}/gpu" for number in range(12)] if name == "silent_source" else ["node-1/gpu"]
+        if not (bad and name in ("silent_source", "missing_frames")):
+            self._seen |= dict.fromkeys(sources, now)
+        self._refused += bad
+        values = {"loss": 90.0 if bad and name == "loss_spike" else 2.0 + at % 7 / 100, "node": "node-1"}
+        row = run_row(at, **values, grad_norm=NAN if bad and name == "nonfinite" else 1.0)
+        if Topic.TRAIN in self.detector.topics and not (bad and name in ("stall", "busy_without_rows")):
+            found.extend(self.detector.observe(frame_of("train/1", [row])))
+        if Topic.GPU in self.detector.topics:
+            gpu = {"time": now, "node": "node-1", "gpu": 0, "simulated": False, "gpu_utilization_percent": 99.0}
+            found.extend(self.detector.observe(frame_of("gpu/1", [gpu])))
+        health = ReaderHealth(
+            lag_seconds={Topic.TRAIN: 40.0 if bad else 0.0},
+            last_seen=dict(self._seen),
+            holes={"node-1/gpu": Holes(3, now - 60.0)} if bad and at < 700 else {},
+            clock_offsets={"node-1/gpu": 80.0} if bad else {},
+            refused={"checksum": self._refused},
+            watching_since=self._begin,
+        )
+        return found + list(self.detector.tick(now, health))
+
+
+@by_name
+def test_a_restart_in_the_middle_of_trouble_changes_nothing_of_what_is_said(name: str) -> None:
+    """A new copy that has read nothing back, and is handed what is open, says nothing again and says the end."""
+    said: dict[bool, list[Finding]] = {}
+    for restarts in (False, True):
+        life, found = Life(name, 0), list[Finding]()
+        for at in range(1_200 + 25_000 * (name == "missing_frames")):
+            if restarts and at == 700:
+                still, life = OpenFindings(), Life(name, at)
+                still.take(found)
+                for finding in still.of(name, START + at):
+                    life.detector.remember(finding, START + at)
+            found += life.second(name, at, bad=200 <= at < 800)
+        said[restarts] = found
+    undisturbed, restarted = ([(trouble_of(item), item.state, item.severity) for item in said[how]] for how in said)
+    assert restarted == undisturbed
+    assert [state for _trouble, state, _severity in restarted][-1] is FindingState.RESOLVED
+    assert len({trouble for trouble, _state, _severity in restarted}) == 1
+    assert said[True][-1].id not in {finding.id for finding in said[True][:-1]}
 
 
 def test_the_table_is_what_is_built_by_default() -> None:

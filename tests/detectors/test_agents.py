@@ -12,7 +12,15 @@ from typing import Any, Self
 import pytest
 
 from detectors import Detector, ReaderHealth, default_detectors, detector_config
-from detectors.agents import GAP_SECONDS, GROUP, IN_FLIGHT_BYTES_MAX, WARM_SECONDS, DetectorService
+from detectors.agents import (
+    CATCH_UP_SECONDS,
+    FIRST_SECONDS,
+    GAP_SECONDS,
+    GROUP,
+    IN_FLIGHT_BYTES_MAX,
+    WARM_SECONDS,
+    DetectorService,
+)
 from telemetry_bus import BusUnavailable, Earliest, Frame, FrameMaker, Intake, Record, Topic, encode, findings_in
 from telemetry_bus.bus import Start, Subscription
 from telemetry_bus.dead_letter import DeadLetters
@@ -36,7 +44,13 @@ class Echo:
         self.name = name
         self.seen: list[int] = []
         self.healths: list[ReaderHealth] = []
+        self.remembered: list[Finding] = []
         self._fails_at, self._words = fails_at, words
+
+    def remember(self, finding: Finding, now: float) -> None:
+        """Remember what was said, and when that was handed over."""
+        assert finding.time < now
+        self.remembered.append(finding)
 
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """One finding for each row."""
@@ -70,14 +84,16 @@ class Unwilling:
         self.reading_breaks_after: int | None = None
         self.stop_before: int | None = None
         self.stopped = asyncio.Event()
+        self.go_on = asyncio.Event()
 
     async def identity(self) -> str:
         return await self._bus.identity()
 
     def stop_at(self, offset: int) -> None:
-        """Yield no record from `offset` on."""
+        """Yield no record from `offset` on, until `go_on` is set."""
         self.stop_before = offset
         self.stopped.clear()
+        self.go_on.clear()
 
     async def __aenter__(self) -> Self:
         """The bus is open already."""
@@ -143,7 +159,7 @@ class Breaking:
                     self._bus.reading_breaks_after -= 1
                 if self._bus.stop_before is not None and record.offset >= self._bus.stop_before:
                     self._bus.stopped.set()
-                    await asyncio.Event().wait()
+                    await self._bus.go_on.wait()
                 self._left -= 1
                 yield [record]
 
@@ -159,6 +175,7 @@ class Scene:
         self.clock, self.real = clock, bus
         self.bus = Unwilling(bus)
         self.job, self.ticks = FrameMaker("node/training"), FrameMaker("node/ticks")
+        self.gpus, self.steps = FrameMaker("node-1/gpu"), 0
 
     async def step(self, step: int, *, job: str = "j", grad_norm: float = 1.0) -> int:
         """One step of a job; the offset of its record."""
@@ -177,6 +194,25 @@ class Scene:
         """One tick of the bus's clock."""
         now = self.clock.now()
         await self.real.publish(Topic.TICKS, [encode(self.ticks.make("tick/1", {"time": [now]}, now))])
+
+    async def alive(self, seconds: int, *, job: bool = True, node: bool = True, ticks: bool = True) -> None:
+        """So many seconds in which a job steps, a collector sends, and the detectors' host ticks."""
+        for _ in range(seconds):
+            self.clock.advance(1.0)
+            now = self.clock.now()
+            if job:
+                self.steps += 1
+                await self.step(self.steps)
+            if node:
+                row = {"time": [now], "node": ["node-1"], "gpu": [0], "uuid": ["G"], "simulated": [False]}
+                await self.real.publish(Topic.GPU, [encode(self.gpus.make("gpu/1", row, now))])
+            if ticks:
+                await self.tick()
+
+    async def dealt_with(self) -> None:
+        """Wait until everything that is on the bus has been dealt with."""
+        for topic in (Topic.TRAIN, Topic.TICKS):
+            await self.committed_beyond(await self.real.end(topic) - 1, topic)
 
     async def records(self, topic: Topic) -> list[Frame]:
         """Every frame of `topic`."""
@@ -501,7 +537,7 @@ async def test_what_was_silent_is_not_called_well_because_nobody_watched(scene: 
 async def test_rows_of_before_the_window_are_no_news_at_the_first_start(scene: Scene) -> None:
     """The first start of all looks back over the window and speaks of what it finds there, and of nothing older."""
     await scene.step(1, job="old", grad_norm=NAN)
-    scene.clock.advance(WARM_SECONDS + 60)
+    scene.clock.advance(FIRST_SECONDS + 60)
     await scene.step(1, job="young", grad_norm=NAN)
     scene.clock.advance(60)
     async with scene.running(detector_config("nonfinite").build()):
@@ -549,3 +585,103 @@ async def test_a_stopped_service_leaves_no_task_and_no_open_loop(scene: Scene) -
         warnings.simplefilter("always")
         gc.collect()
     assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == []
+
+
+def everything() -> list[Detector]:
+    """Every detector, as the role runs them."""
+    return [config.build() for config in default_detectors()]
+
+
+@pytest.mark.parametrize("away", [30.0, 2 * WARM_SECONDS], ids=["within the window", "beyond it"])
+@pytest.mark.parametrize("name", ["stall", "silent_source"])
+async def test_trouble_from_before_a_restart_is_ended_and_comes_again_as_new(
+    scene: Scene, name: str, away: float
+) -> None:
+    """However long ago it was said: its end is said of the very same, and the next one is not swallowed."""
+    job, node = name != "stall", name != "silent_source"
+    async with scene.running(*those_without_lag()):
+        await scene.alive(60)
+        await scene.alive(150, job=job, node=node)
+        await scene.dealt_with()
+    (first,) = await scene.said()
+    scene.clock.advance(away)
+    async with scene.running(*those_without_lag()):
+        await scene.alive(150, job=job, node=node)
+        await scene.alive(60)
+        await scene.alive(600, job=job, node=node)
+        await scene.dealt_with()
+    findings = await scene.said()
+    assert [(item.kind.value, item.state.value) for item in findings] == [
+        (name, "firing"),
+        (name, "resolved"),
+        (name, "firing"),
+    ]
+    for field in ("job", "attempt", "node", "subject", "onset_time", "simulated"):
+        assert getattr(findings[1], field) == getattr(first, field)
+    assert findings[2].onset_time != first.onset_time
+
+
+async def test_a_detector_is_reminded_once_of_what_is_open_and_of_nothing_else(scene: Scene) -> None:
+    """Before its first new row it is handed its own findings that were not taken back."""
+    async with scene.running(Echo("echo"), Echo("other")):
+        await scene.committed_beyond(await scene.step(1))
+    scene.clock.advance(10.0)
+    echo, fails = Echo("echo"), Echo("unknown")
+    async with scene.running(echo, fails):
+        await scene.step(2)
+        await scene.committed_beyond(await scene.step(3))
+    assert [(finding.detector, finding.step) for finding in echo.remembered] == [("echo", 1)]
+    assert fails.remembered == []
+    assert echo.seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("away", [45, 600])
+async def test_a_restart_pages_nobody_and_takes_nothing_back(scene: Scene, away: int) -> None:
+    """While the detectors were killed, the job and the collector went on: that is read in a moment and is no lag; a
+    topic on which little happens is not behind because its newest record is old."""
+    event = {"time": [scene.clock.now()], "kind": ["job_start"], "job": ["j"], "attempt": ["1"], "simulated": [False]}
+    payload = encode(FrameMaker("node-1/gpu-events").make("event/1", event, scene.clock.now()))
+    await scene.real.publish(Topic.EVENTS, [payload])
+    async with scene.running(*everything()):
+        await scene.alive(60)
+        await scene.dealt_with()
+    await scene.alive(away, ticks=False)
+    async with scene.running(*everything()) as service:
+        await service.caught_up.wait()
+        for _ in range(5):  # the clock is moved by hand: it must not run away from the reader
+            await scene.alive(20)
+            await scene.dealt_with()
+    assert await scene.said() == []
+    assert service.stats.lag_seconds[Topic.EVENTS] == 0.0
+    assert set(service.stats.errors.values()) == {0}
+
+
+@pytest.mark.parametrize("passes", [0.0, CATCH_UP_SECONDS + 1.0], ids=["at once", "for long"])
+async def test_only_a_reader_that_is_behind_for_long_says_so(scene: Scene, passes: float) -> None:
+    """A minute of log is read in a moment; where that takes more than a minute, the reader is too slow."""
+    await scene.alive(40)
+    scene.clock.advance(50.0)
+    scene.bus.stop_at(30)
+    async with scene.running(detector_config("lag").build()):
+        await scene.bus.stopped.wait()
+        scene.clock.advance(passes)
+        scene.bus.stop_before = None
+        scene.bus.go_on.set()
+        await scene.dealt_with()
+    said = [(finding.subject, finding.severity.value) for finding in await scene.said()]
+    assert said == (
+        [] if not passes else [(name, "critical") for name in ("telemetry.gpu", "telemetry.train", "ticks")]
+    )
+
+
+@pytest.mark.parametrize("step", [-7200.0, 7200.0], ids=["back", "forwards"])
+@pytest.mark.parametrize("well", [True, False], ids=["well", "silent"])
+async def test_a_step_of_the_bus_clock_blinds_nobody_and_alarms_nobody(scene: Scene, step: float, well: bool) -> None:
+    """What is well across the step is not called silent; what falls silent with it is found within its limit."""
+    async with scene.running(detector_config("silent_source").build(), detector_config("stall").build()):
+        await scene.alive(30)
+        scene.clock.step(step)
+        await scene.alive(160, job=well, node=well)
+        await scene.dealt_with()
+    said = sorted(finding.kind.value for finding in await scene.said())
+    assert said == ([] if well else ["silent_source", "stall"])

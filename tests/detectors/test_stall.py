@@ -114,3 +114,13 @@ def test_silence_while_nobody_watched_proves_nothing() -> None:
     fed(detector, running(20))
     assert ticks(detector, 500, 600, ReaderHealth(watching_since=START + 500)) == []
     assert len(ticks(detector, 601, 700, ReaderHealth(watching_since=START + 500))) == 1
+
+
+@pytest.mark.parametrize("step", [-7200, 7200], ids=["back", "forwards"])
+def test_a_step_of_the_bus_clock_hides_no_stall_and_makes_none(step: int) -> None:
+    """A job that stops with the step is found within its limit, counted from the step."""
+    detector = Stall().build()
+    fed(detector, running(20))
+    health = ReaderHealth(watching_since=START + 21 + step)
+    found = ticks(detector, 21 + step, 300 + step, health)
+    assert [round(item.time - START - step) for item in found] == [142]

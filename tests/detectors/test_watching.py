@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from detectors import ClockOffset, Holes, Lag, MissingFrames, ReaderHealth, RefusedFrames, SilentSource
+from detectors import BusyWithoutRows, ClockOffset, Holes, Lag, MissingFrames, ReaderHealth, RefusedFrames, SilentSource
+from detectors.latch import Group, Latch
+from detectors.watching import NAMES_SAID, group_of, place_of
+from telemetry_bus.findings import Finding
 from telemetry_bus.schemas import FindingState, Severity
 from telemetry_bus.topics import Topic
-from tests.detectors.rows import NAN, START, ticks
+from tests.detectors.rows import NAN, START, frame, ticks
 
 
 def test_a_collector_that_falls_silent_is_named_with_its_node() -> None:
@@ -37,7 +40,7 @@ def test_silence_while_nobody_watched_is_not_said() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(0.0, []), (NAN, []), (6.0, [Severity.WARNING]), (31.0, [Severity.WARNING, Severity.CRITICAL])],
+    [(0.0, []), (NAN, []), (6.0, [Severity.WARNING]), (31.0, [Severity.CRITICAL])],
 )
 def test_lag_that_lasts_is_said(seconds: float, said: list[Severity]) -> None:
     """Five seconds are a ticket, thirty are a page."""
@@ -85,3 +88,125 @@ def test_refused_frames_are_said_by_reason() -> None:
     assert [item.state for item in ticks(detector, 21, 400, ReaderHealth(refused={"checksum": 2}))] == [
         FindingState.RESOLVED
     ]
+
+
+def said(findings: list[Finding]) -> list[tuple[str, str | None, str]]:
+    """State, subject and severity of each."""
+    return [(item.state.value, item.subject, item.severity.value) for item in findings]
+
+
+def test_lag_of_a_topic_is_one_trouble_that_gets_worse_and_is_over_below_the_lower_limit() -> None:
+    """From warning to page and back: nothing is called over while it is still late, and topics are apart."""
+    detector, found = Lag().build(), list[Finding]()
+    for begin, seconds in ((0, 8.0), (20, 40.0), (40, 8.0), (80, 0.0)):
+        lag = {Topic.TRAIN: seconds, Topic.GPU: 8.0 if begin < 80 else 6.0}
+        found += ticks(detector, begin, begin + 19 if begin != 40 else 79, ReaderHealth(lag_seconds=lag))
+    assert said(found) == [
+        ("firing", "telemetry.gpu", "warning"),
+        ("firing", "telemetry.train", "warning"),
+        ("firing", "telemetry.train", "critical"),
+        ("resolved", "telemetry.train", "critical"),
+    ]
+
+
+def test_two_troubles_of_a_kind_at_once_have_subjects_of_their_own() -> None:
+    """The end of one leaves the other open."""
+    detector, holes = MissingFrames().build(), {"n1/gpu": Holes(3, START), "n1/gpu-events": Holes(1, START)}
+    found = ticks(detector, 0, 40, ReaderHealth(holes=holes))
+    found += ticks(detector, 41, 41, ReaderHealth(holes={"n1/gpu": Holes(3, START)}))
+    assert [(item.state.value, item.node, item.subject) for item in found] == [
+        ("firing", "n1", "n1/gpu"),
+        ("firing", "n1", "n1/gpu-events"),
+        ("resolved", "n1", "n1/gpu-events"),
+    ]
+
+
+def test_groups_of_which_the_first_names_are_the_same_have_subjects_of_their_own() -> None:
+    """What a finding names is cut at eight; whom it is about is not."""
+    subjects = set()
+    for last in ("n98", "n99"):
+        silent = {f"{name}/gpu": START for name in [*(f"n{number}" for number in range(10, 20)), last]}
+        (found,) = ticks(SilentSource().build(), 0, 30, ReaderHealth(last_seen=silent))
+        assert len(found.evidence["names"]) == NAMES_SAID
+        subjects.add(found.subject)
+    assert len(subjects) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("n1/gpu", {"node": "n1"}),
+        ("n1/gpu-events", {"node": "n1"}),
+        ("llm/a/0/train", {"job": "llm", "attempt": "a", "rank": 0}),
+        ("llm/a/7/metric", {"job": "llm", "attempt": "a", "rank": 7}),
+        ("llm/a/x/train", {}),
+        ("llm/b/a/0/train", {}),
+        ("n1/detect", {}),
+        ("/gpu", {}),
+        ("test", {}),
+    ],
+)
+def test_a_place_is_named_only_where_the_source_proves_it(source: str, place: dict[str, object]) -> None:
+    """A rank's stream is no node, and what is not known is null."""
+    assert place_of(Group((source,), START)) == {**place, "simulated": False}
+
+
+def test_a_simulated_node_that_falls_silent_is_simulated_trouble() -> None:
+    """It opens nothing that looks real, and neither does a rack of them next to a real one."""
+    sources = [f"{kind}{number}/gpu" for kind in ("real", "sim") for number in range(12)]
+    simulated = frozenset(source for source in sources if source.startswith("sim"))
+    health = ReaderHealth(last_seen=dict.fromkeys(sources, START), simulated=simulated)
+    detector = SilentSource().build()
+    found = ticks(detector, 0, 60, health)
+    assert [(item.simulated, item.evidence["count"]) for item in found] == [(False, 12), (True, 12)]
+    over = ticks(detector, 61, 61, replace(health, last_seen=dict.fromkeys(sources, START + 61)))
+    assert [(item.simulated, item.subject) for item in over] == [(item.simulated, item.subject) for item in found]
+
+
+def test_what_a_rank_sends_is_not_expected_for_ever() -> None:
+    """A job's sources end with it."""
+    last_seen = {"j/1/0/train": START, "node/training": START}
+    assert ticks(SilentSource().build(), 0, 60, ReaderHealth(last_seen=last_seen)) == []
+
+
+@pytest.mark.parametrize("step", [-7200, 7200], ids=["back", "forwards"])
+def test_a_latch_is_not_blinded_by_a_step_of_the_clock(step: int) -> None:
+    """What is bad is raised after its seconds, and what is well again is cleared after its own."""
+    latch = Latch(10.0, 30.0)
+    for second in range(5):
+        latch.update(START + second, ["a"])
+    raised = [second for second in range(5, 40) if latch.update(START + step + second, ["a"])[0]]
+    assert raised == [15 if step < 0 else 5]
+    latch.update(START + 10 * 3600, ["a"])
+    over = [second for second in range(100) if latch.update(START + second, [])[1]]
+    assert over == [31]
+
+
+@pytest.mark.parametrize("step", [-7200.0, 7200.0], ids=["back", "forwards"])
+def test_nodes_that_work_without_rows_are_found_after_a_step_of_the_clock(step: float) -> None:
+    """Training rows of before the step do not hide it for hours."""
+    detector, found = BusyWithoutRows().build(), list[Finding]()
+    for second in range(500):
+        now = START + second + (step if second >= 100 else 0.0)
+        gpu = {"time": now, "node": "n", "gpu": 0, "simulated": False, "gpu_utilization_percent": 99.0}
+        detector.observe(frame([gpu], "gpu/1"))
+        if second < 100:
+            detector.observe(frame([{"time": now, "job": "j", "attempt": "1", "rank": 0, "step": second, "node": "n"}]))
+        since = START if second < 100 else START + 100 + step
+        found += detector.tick(now, ReaderHealth(watching_since=since))
+    assert [item.state for item in found] == [FindingState.FIRING]
+
+
+def test_a_latch_that_adopts_keeps_the_names_that_it_knows_itself() -> None:
+    """A finding gives eight names of a rack; where the whole rack is seen to be silent again, it is over with the
+    last of them, and under the subject that was said."""
+    sources = {f"n{number}/gpu": START for number in range(20)}
+    (found,) = ticks(SilentSource().build(), 0, 20, ReaderHealth(last_seen=sources))
+    detector = SilentSource().build()
+    ticks(detector, 0, 20, ReaderHealth(last_seen=sources))
+    detector.remember(replace(found, subject="as it was said", onset_time=START - 1), START + 20)
+    half = {**sources, **dict.fromkeys(found.evidence["names"], START + 21)}
+    assert ticks(detector, 21, 21, ReaderHealth(last_seen=half)) == []
+    (over,) = ticks(detector, 22, 22, ReaderHealth(last_seen=dict.fromkeys(sources, START + 22)))
+    assert (over.subject, over.onset_time) == ("as it was said", START - 1)
+    assert group_of(found).place["subject"] == found.subject
