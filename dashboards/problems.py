@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from dashboards.errors import StoreUnavailable
 from telemetry_bus.errors import BusUnavailable
@@ -16,7 +16,7 @@ from telemetry_bus.json_text import dumps
 MEDIA_TYPE = "application/problem+json"
 
 
-class Json(Response):
+class Json(JSONResponse):
     """A JSON answer made by our own encoder: FastAPI's answers 500 for a NaN, pydantic's makes it null."""
 
     media_type = "application/json"

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from dashboards import views
+from dashboards.answers import FLEET, answers
 from dashboards.problems import Json
 from dashboards.services import Given
 
@@ -14,7 +15,7 @@ ROWS_MAX = 4_096
 """Some 1 MB of JSON; a larger fleet is asked for node by node, or read as Arrow."""
 
 
-@router.get("/api/v1/fleet", response_class=Json)
+@router.get("/api/v1/fleet", response_class=Json, responses=answers(FLEET, 422))
 async def fleet(
     given: Given,
     node: Annotated[str | None, Query(max_length=256, description="Only this node's GPUs.")] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query
 
 from dashboards import arrow_stream
+from dashboards.answers import answers
 from dashboards.services import Given, OwnedStream
 from telemetry_bus.topics import TOPIC_SCHEMAS, Topic
 
@@ -21,7 +22,10 @@ class ArrowStream(OwnedStream):
     media_type = arrow_stream.MEDIA_TYPE
 
 
-@router.get("/api/v1/frames/{topic}", response_class=ArrowStream)
+ANSWERS = answers(None, 410, 422, 503, media_type=arrow_stream.MEDIA_TYPE)
+
+
+@router.get("/api/v1/frames/{topic}", response_class=ArrowStream, responses=ANSWERS)
 async def frames(
     given: Given,
     topic: Topic,

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Path, Query
 
+from dashboards.answers import INCIDENT, INCIDENTS, answers
 from dashboards.incidents import INCIDENTS_MAX
 from dashboards.problems import Json
 from dashboards.services import Given
@@ -11,7 +12,7 @@ from dashboards.services import Given
 router = APIRouter()
 
 
-@router.get("/api/v1/incidents", response_class=Json)
+@router.get("/api/v1/incidents", response_class=Json, responses=answers(INCIDENTS, 422, 503))
 async def incidents(
     given: Given,
     limit: Annotated[int, Query(ge=1, le=INCIDENTS_MAX, description="At most so many.")] = INCIDENTS_MAX,
@@ -22,7 +23,7 @@ async def incidents(
     return Json({"time": given.clock.now(), "open": given.feed.open_by_tier(), "incidents": found})
 
 
-@router.get("/api/v1/incidents/{incident_id}", response_class=Json)
+@router.get("/api/v1/incidents/{incident_id}", response_class=Json, responses=answers(INCIDENT, 404, 422, 503))
 async def incident(given: Given, incident_id: Annotated[str, Path(max_length=64)]) -> Json:
     """Show one incident."""
     found = await given.incidents.incident(incident_id)

@@ -4,19 +4,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Path, Query
 
+from dashboards.answers import JOB_DETAIL, JOBS, answers
 from dashboards.problems import Json
 from dashboards.services import Given
 
 router = APIRouter()
 
 
-@router.get("/api/v1/jobs", response_class=Json)
+@router.get("/api/v1/jobs", response_class=Json, responses=answers(JOBS))
 async def jobs(given: Given) -> Json:
     """List the jobs, those with the newest rows first, and count them all."""
     return Json(given.live.jobs_event(given.clock.now()))
 
 
-@router.get("/api/v1/jobs/{job:path}", response_class=Json)
+@router.get("/api/v1/jobs/{job:path}", response_class=Json, responses=answers(JOB_DETAIL, 404, 422))
 async def job(
     given: Given,
     job: Annotated[str, Path(max_length=1_024)],

@@ -1,9 +1,10 @@
 """`/metrics`, `/healthz`, `/readyz`: for machines that watch Nantucket."""
 
 from fastapi import APIRouter
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from dashboards import metrics
+from dashboards.answers import ALIVE, READY, answers
 from dashboards.errors import StoreUnavailable
 from dashboards.live import TICKLESS_SECONDS
 from dashboards.problems import Json, problem
@@ -17,13 +18,19 @@ NOT_WATCHING = (
 )
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+class OpenMetrics(Response):
+    """What Prometheus reads."""
+
+    media_type: str = metrics.CONTENT_TYPE
+
+
+@router.get("/metrics", response_class=OpenMetrics, responses=answers(None, media_type=OpenMetrics.media_type))
 async def openmetrics(given: Given) -> Response:
     """Answer Prometheus, in OpenMetrics."""
-    return Response(metrics.exposition(given.registry), headers={"Content-Type": metrics.CONTENT_TYPE})
+    return OpenMetrics(metrics.exposition(given.registry))
 
 
-@router.get("/healthz", response_class=Json)
+@router.get("/healthz", response_class=Json, responses=answers(ALIVE, 503))
 async def alive(given: Given) -> Response:
     """Say whether the process does its work; if not, it wants to be started anew."""
     failure = given.live.failure or given.fan.failure
@@ -32,7 +39,7 @@ async def alive(given: Given) -> Response:
     return Json({"status": "alive"})
 
 
-@router.get("/readyz", response_class=Json)
+@router.get("/readyz", response_class=Json, responses=answers(READY, 503))
 async def ready(given: Given) -> Response:
     """Say whether the bus and the store can be read, and the newest of the log is here.
 

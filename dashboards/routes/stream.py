@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from dashboards.answers import answers
 from dashboards.services import Given, OwnedStream
 
 router = APIRouter()
@@ -13,7 +14,10 @@ class EventStream(OwnedStream):
     media_type = "text/event-stream"
 
 
-@router.get("/api/v1/stream", response_class=EventStream)
+ANSWERS = answers(None, 503, media_type=EventStream.media_type)
+
+
+@router.get("/api/v1/stream", response_class=EventStream, responses=ANSWERS)
 async def stream(given: Given) -> EventStream:
     """Send a snapshot, then what changes: events `fleet`, `jobs`, `curve`, `incidents`, `health` and `skipped`."""
     given.broadcast.room()

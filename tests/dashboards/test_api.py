@@ -285,6 +285,69 @@ async def test_a_job_whose_name_needs_escaping_is_found(here: World) -> None:
     assert strict_json(answer.text)["job"] == name
 
 
+@pytest.mark.parametrize(
+    ("path", "route", "status"),
+    [
+        ("/api/v1/fleet", "/api/v1/fleet", 200),
+        ("/api/v1/fleet?limit=0", "/api/v1/fleet", 422),
+        ("/api/v1/jobs", "/api/v1/jobs", 200),
+        ("/api/v1/jobs/run", "/api/v1/jobs/{job}", 200),
+        ("/api/v1/jobs/none", "/api/v1/jobs/{job}", 404),
+        ("/api/v1/incidents", "/api/v1/incidents", 200),
+        ("/api/v1/incidents/i-1", "/api/v1/incidents/{incident_id}", 200),
+        ("/api/v1/incidents/none", "/api/v1/incidents/{incident_id}", 404),
+        ("/api/v1/frames/telemetry.gpu", "/api/v1/frames/{topic}", 200),
+        ("/api/v1/frames/nonsense", "/api/v1/frames/{topic}", 422),
+        ("/metrics", "/metrics", 200),
+        ("/healthz", "/healthz", 200),
+        ("/readyz", "/readyz", 200),
+    ],
+)
+async def test_an_answer_is_what_the_description_says(here: World, path: str, route: str, status: int) -> None:
+    """Status, media type and the keys of each answer are in the OpenAPI document."""
+    await here.gpus(FrameMaker("node-1"), power_watts=[None, NAN])
+    await here.steps(FrameMaker("sdk"), loss=[None, NAN])
+    here.incidents.put(incident())
+    described = (await here.http.get("/api/openapi.json")).json()["paths"][route]["get"]["responses"]
+    answer = await here.http.get(path)
+    assert answer.status_code == status
+    assert {"401", "421", str(status)} <= set(described)
+    content = described[str(status)]["content"]
+    assert set(content) == {answer.headers["content-type"]}
+    if "json" in answer.headers["content-type"]:
+        assert conforms(strict_json(answer.text), content[answer.headers["content-type"]]["schema"])
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def conforms(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether a JSON value is as a schema (of the words that ours use) says."""
+    kinds = schema.get("type", list(KINDS))
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    return (
+        any(isinstance(value, KINDS[kind]) and (kind == "boolean") >= isinstance(value, bool) for kind in kinds)
+        and all(conforms(value, part) for part in schema.get("allOf", []))
+        and ("anyOf" not in schema or any(conforms(value, part) for part in schema["anyOf"]))
+        and value in schema.get("enum", [schema.get("const", value)])
+        and (not isinstance(value, int | float) or value >= schema.get("minimum", value))
+        and (not isinstance(value, dict) or set(schema.get("required", [])) <= set(value))
+        and (
+            not isinstance(value, dict)
+            or all(conforms(value[name], part) for name, part in schema.get("properties", {}).items() if name in value)
+        )
+        and (not isinstance(value, list) or all(conforms(item, schema.get("items", {})) for item in value))
+    )
+
+
 async def test_the_api_describes_itself(here: World) -> None:
     """Every route of the contract is in the description, and nothing is cached that moves."""
     answer = await here.http.get("/api/openapi.json")
