@@ -53,12 +53,17 @@ def _sees_all() -> Sequence[str]:
     return ()
 
 
+async def _all_work() -> str | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class AlertOptions:
     """What may be set besides the routes.
 
     ``blind`` says in words what Nantucket cannot see besides what its own incidents say; ``dead_letter`` keeps what
-    could not be read; ``on_change`` is called in the event loop after each change of the store.
+    could not be read; ``on_change`` is called in the event loop after each change of the store. ``others_blind`` says
+    why nobody would find anything to page about (``None``: the detectors work): without it no heartbeat is sent.
     """
 
     presentation: Presentation = field(default_factory=Presentation)
@@ -68,6 +73,7 @@ class AlertOptions:
     blind: Callable[[], Sequence[str]] = _sees_all
     dead_letter: Callable[[Refusal], Awaitable[None]] = _drop
     on_change: Callable[[], None] = lambda: None
+    others_blind: Callable[[], Awaitable[str | None]] = _all_work
 
     def __post_init__(self) -> None:
         if self.heartbeat_url is not None:
@@ -160,6 +166,8 @@ class AlertService:
         if self._held.batches:
             return f"{self._held.findings} findings wait for the store"
         try:
+            if (why := await self._options.others_blind()) is not None:
+                return why
             await self._store.ready()
             if await self._is_other_log(await self._bus.identity()):
                 return "the bus holds another log than the one that is being read: start the alert role anew"

@@ -22,15 +22,18 @@ from collectors.training import TrainingListener
 from dashboards.app import make_app
 from dashboards.security import names_of
 from dashboards.server import serve
-from detectors.agents import DetectorService
+from detectors.agents import GROUP, DetectorService
 from detectors.registry import default_detectors
 from telemetry_bus import Frame, Refusal, Topic
+from telemetry_bus.bus import Bus
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.publisher import publish_frame, tick_for_ever
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
 
 LOOPBACK = "127.0.0.1"
+IDLE_SECONDS_MAX = 20.0
+"""Ticks come, and positions are committed, once a second; a heartbeat every 30 s sees twenty of them missing."""
 
 
 async def collecting_role(wiring: Wiring) -> None:
@@ -109,6 +112,24 @@ async def detecting_role(wiring: Wiring) -> None:
     wiring.tasks.create_task(tick_for_ever(wiring.bus, wiring.clock, wiring.source("ticks")), name="ticks")
 
 
+class DetectorsAtWork:
+    """Whether the detectors get on: their position among the ticks moves, and so the bus can be written and is read."""
+
+    def __init__(self, bus: Bus, clock: Clock) -> None:
+        self._bus, self._clock = bus, clock
+        self._position, self._moved_at = -1, clock.monotonic()
+
+    async def blindness(self) -> str | None:
+        """Why nothing would be found just now; ``None`` while the position has moved within :data:`IDLE_SECONDS_MAX`."""
+        position = (await self._bus.committed(GROUP)).get(Topic.TICKS, -1)
+        now = self._clock.monotonic()
+        if position != self._position:
+            self._position, self._moved_at = position, now
+        if now - self._moved_at > IDLE_SECONDS_MAX:
+            return f"the detectors have dealt with nothing for {now - self._moved_at:.0f} s: no tick is written or read"
+        return None
+
+
 async def alerting_role(wiring: Wiring) -> None:
     """Findings to incidents to deliveries."""
     settings = wiring.settings
@@ -124,6 +145,7 @@ async def alerting_role(wiring: Wiring) -> None:
         heartbeat_url=None if heartbeat is None else Secret(heartbeat.get_secret_value()),
         dead_letter=dead_letter,
         on_change=wiring.incidents_changed.set,
+        others_blind=DetectorsAtWork(wiring.bus, wiring.clock).blindness,
     )
     store = await wiring.stack.enter_async_context(Store(settings.store_path))
     try:

@@ -74,7 +74,7 @@ def alert_metrics(stats: Stats) -> Iterable[Metric]:
     yield _counter("delivery_tries", "Tries to deliver, by what came of them.", ("outcome", stats.tries_total))
     yield _counter("delivery_retries", "Tries after the first one.", stats.retries_total)
     yield _counter("delivery_direct", "Deliveries sent while the store was away.", stats.direct_total)
-    yield _counter("delivery_direct_left_out", "Deliveries beyond what is sent so at once.", stats.direct_left_out_total)
+    yield _counter("delivery_direct_left_out", "Deliveries beyond those sent at once.", stats.direct_left_out_total)
     yield _counter("alert_store_failures", "Times the store was away.", stats.store_failures_total)
     yield _counter("heartbeats", "Heartbeats sent.", stats.heartbeats_total)
     yield _counter(
