@@ -120,7 +120,7 @@ class DetectorsAtWork:
         self._position, self._moved_at = -1, clock.monotonic()
 
     async def blindness(self) -> str | None:
-        """Why nothing would be found just now; ``None`` while the position has moved within :data:`IDLE_SECONDS_MAX`."""
+        """Why nothing would be found just now; ``None`` while the position moves."""
         position = (await self._bus.committed(GROUP)).get(Topic.TICKS, -1)
         now = self._clock.monotonic()
         if position != self._position:
