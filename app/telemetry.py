@@ -58,7 +58,11 @@ def detector_metrics(stats: AgentStats, letters: DeadLetters) -> Iterable[Metric
     """What the detectors' feed and agents count."""
     yield _counter("findings", "Findings said, by detector.", ("detector", stats.findings))
     yield _counter("detector_errors", "Events on which a detector failed; each is logged.", ("detector", stats.errors))
-    yield _gauge("detector_lag_seconds", "Age on the bus of the newest record read.", ("topic", stats.lag_seconds))
+    yield _gauge(
+        "detector_lag_seconds",
+        "Age of the oldest record that waits; 0 at the end of the log.",
+        ("topic", stats.lag_seconds),
+    )
     yield _gauge("detector_in_flight_bytes", "Read and not yet dealt with.", stats.in_flight_bytes)
     yield _counter("dead_letters", "Refusals kept in the dead-letter topic.", letters.written)
     yield _counter(

@@ -12,8 +12,9 @@ are handed what was ever said and not taken back (:mod:`detectors.memory`), whic
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import faust
@@ -25,7 +26,7 @@ from telemetry_bus.bus import AtOffset, AtTime, Bus, Record, Start, Subscription
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.errors import BusUnavailable, FrameError
 from telemetry_bus.findings import Finding, findings_frame, findings_in
-from telemetry_bus.frames import Frame, FrameMaker
+from telemetry_bus.frames import Frame, FrameMaker, merge
 from telemetry_bus.intake import Intake
 from telemetry_bus.publisher import publish_until_durable
 from telemetry_bus.runtime.clock import Clock
@@ -77,9 +78,11 @@ class AgentStats:
 
 @dataclass(slots=True)
 class _Event:
-    """One record on its way through the agents; ``pending`` agents have not yet acknowledged it."""
+    """Neighbouring records of one topic on their way through the agents, ``pending`` of which have not yet acknowledged
+    them. ``record`` is the last one, ``size`` the bytes of all payloads."""
 
     record: Record
+    size: int
     frame: Frame | None
     health: ReaderHealth | None
     live: bool
@@ -96,6 +99,18 @@ class _Position:
     ends: Mapping[Topic, int]
     since: float
     refused: frozenset[tuple[str, int]]
+
+    def is_live(self, record: Record) -> bool:
+        """Whether nobody has dealt with ``record`` yet."""
+        return record.offset >= self.committed.get(record.topic, 0)
+
+    def groups(self, records: Sequence[Record]) -> Iterator[list[Record]]:
+        """``records`` cut where the topic or the liveness changes; a tick stands alone, for it is a moment."""
+        for _, group in groupby(
+            records,
+            lambda record: (record.topic, self.is_live(record), record.offset if record.topic is Topic.TICKS else 0),
+        ):
+            yield list(group)
 
 
 class _NoBroker(BootStrategy):
@@ -233,9 +248,9 @@ class DetectorService:
                     await self._note_caught_up(subscription, position, following)
                     async for records in subscription:
                         self._note_lag(records)
-                        for record in records:
-                            await self._feed(record, position)
-                            following[record.topic] = record.offset + 1
+                        for group in position.groups(records):
+                            await self._feed(group, position)
+                            following[group[-1].topic] = group[-1].offset + 1
                         await self._note_caught_up(subscription, position, following)
             except BusUnavailable as error:
                 _log.warning("detectors wait for the bus: %s", error)
@@ -312,24 +327,36 @@ class DetectorService:
                     break
         return frozenset(found)
 
-    async def _feed(self, record: Record, position: _Position) -> None:
-        live = record.offset >= position.committed.get(record.topic, 0)
-        taken = self.intake.take(record)
-        if live:
-            self.stats.warm = True
-            if (record.topic.value, record.offset) not in position.refused:
-                for refusal in taken.refusals:
-                    await self._dead.put(refusal)
-        is_tick = record.topic is Topic.TICKS and taken.frame is not None
-        wanted = [d for d in self._detectors if taken.frame is not None and (is_tick or record.topic in d.topics)]
-        event = _Event(record, taken.frame, self._health(record) if is_tick else None, live, len(wanted))
-        await self._room_for(len(record.payload))
+    async def _feed(self, records: Sequence[Record], position: _Position) -> None:
+        """Hand on neighbouring records of one topic as one event: what a detector costs, it costs for each frame."""
+        record, frames = records[-1], await self._frames(records, position)
+        frame = merge(frames) if frames else None
+        is_tick = record.topic is Topic.TICKS and frame is not None
+        wanted = [d for d in self._detectors if frame is not None and (is_tick or record.topic in d.topics)]
+        size = sum(len(item.payload) for item in records)
+        health = self._health(record) if is_tick else None
+        event = _Event(record, size, frame, health, position.is_live(record), len(wanted))
+        await self._room_for(size)
         self._events.append(event)
-        self.stats.in_flight_bytes += len(record.payload)
-        self.stats.frames += not is_tick
+        self.stats.in_flight_bytes += size
+        self.stats.frames += 0 if is_tick else len(frames)
         self.stats.ticks += is_tick
         for detector in wanted:
             await self._channels[detector.name].put(event)
+
+    async def _frames(self, records: Sequence[Record], position: _Position) -> list[Frame]:
+        """What can be read of ``records``; what cannot goes to the dead letters, once."""
+        frames = []
+        for record in records:
+            taken = self.intake.take(record)
+            if taken.frame is not None:
+                frames.append(taken.frame)
+            if position.is_live(record):
+                self.stats.warm = True
+                if (record.topic.value, record.offset) not in position.refused:
+                    for refusal in taken.refusals:
+                        await self._dead.put(refusal)
+        return frames
 
     def _note_lag(self, records: Sequence[Record]) -> None:
         """How old is what waits: the records that have just come, and those that the agents have not dealt with."""
@@ -367,7 +394,7 @@ class DetectorService:
         """Forget what all agents have done, from the oldest on, and remember how far that reaches."""
         while self._events and not self._events[0].pending:
             event = self._events.popleft()
-            self.stats.in_flight_bytes -= len(event.record.payload)
+            self.stats.in_flight_bytes -= event.size
             if event.live:
                 self._done[event.record.topic] = event.record.offset + 1
 

@@ -19,7 +19,7 @@ from detectors.kernels import from_log_like, log_like, ones, robust_levels
 from detectors.windows import STEP_LIMIT, SeriesTable, rounds, steps, texts
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
-from telemetry_bus.schemas import FindingState, Scope, Severity
+from telemetry_bus.schemas import EventKind, FindingState, Scope, Severity
 from telemetry_bus.topics import Topic
 
 NAME = "loss_spike"
@@ -138,7 +138,7 @@ class LossSpikeDetector:
     """See the module's text."""
 
     name = NAME
-    topics = frozenset({Topic.TRAIN})
+    topics = frozenset({Topic.TRAIN, Topic.EVENTS})
 
     def __init__(self, config: LossSpike) -> None:
         self.config = config
@@ -167,6 +167,8 @@ class LossSpikeDetector:
         """Judge the losses of a frame, each job's in their order."""
         if not frame.rows:
             return ()
+        if frame.schema_id == "event/1":
+            return self._events(frame)
         return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
 
     def _piece(self, frame: Frame, slots: Array, new: list[int]) -> list[Finding]:
@@ -253,7 +255,9 @@ class LossSpikeDetector:
         severity = Severity.CRITICAL if _PAGED in (before, what) else Severity.WARNING
         title, message = _words(job, step, onset, what, evidence)
         return Finding(
-            id=finding_id(NAME, job, attempt, onset, severity.value, "resolved" if what == _CALM else "firing", step),
+            id=finding_id(
+                NAME, job, attempt, _episode(series), severity.value, "resolved" if what == _CALM else "firing", step
+            ),
             time=float(rows.time[at]),
             detector=NAME,
             kind=FindingKind.LOSS_SPIKE,
@@ -275,30 +279,46 @@ class LossSpikeDetector:
         assert key is not None
         found = []
         for slot in self.series.of_job(key[0]):
-            old = self.series.state[slot]
             old_key = self.series.keys[slot]
-            if slot == new_slot or old["phase"] == _CALM or old_key is None:
-                continue
-            severity = Severity.CRITICAL if old["phase"] == _PAGED else Severity.WARNING
-            found.append(
-                Finding(
-                    id=finding_id(NAME, *old_key, int(old["onset_step"]), severity.value, "resolved", key[1]),
-                    time=now,
-                    detector=NAME,
-                    kind=FindingKind.LOSS_SPIKE,
-                    state=FindingState.RESOLVED,
-                    severity=severity,
-                    title=f"{key[0]}: attempt {key[1]} has begun; the loss spike of attempt {old_key[1]} is over",
-                    job=old_key[0],
-                    attempt=old_key[1],
-                    step=int(old["step"]),
-                    onset_step=int(old["onset_step"]),
-                    onset_time=float(old["onset_time"]),
-                    evidence={"superseded_by": key[1]},
-                )
-            )
-            self.series.state["phase"][slot] = _CALM
+            if slot != new_slot and old_key is not None:
+                title = f"{key[0]}: attempt {key[1]} has begun; the loss spike of attempt {old_key[1]} is over"
+                found.extend(self._over(slot, now, title, {"superseded_by": key[1]}))
         return found
+
+    def _events(self, frame: Frame) -> list[Finding]:
+        """The end of a job ends its trouble."""
+        found: list[Finding] = []
+        kinds, jobs, attempts = frame.strings("kind"), frame.strings("job"), frame.strings("attempt")
+        for at, kind in enumerate(kinds):
+            slot = self.series.slot((jobs[at] or "", attempts[at] or "")) if kind == EventKind.JOB_END else None
+            if slot is not None:
+                title = f"{jobs[at]}: the job has ended, and its loss spike with it"
+                found.extend(self._over(slot, float(frame.times()[at]), title, {"ended": True}))
+        return found
+
+    def _over(self, slot: int, now: float, title: str, evidence: dict[str, object]) -> list[Finding]:
+        """The end of a spike whose job goes on no more; nothing where none was said."""
+        series, key = self.series.state[slot], self.series.keys[slot]
+        if key is None or series["phase"] == _CALM:
+            return []
+        severity = Severity.CRITICAL if series["phase"] == _PAGED else Severity.WARNING
+        found = Finding(
+            id=finding_id(NAME, *key, _episode(series), severity.value, "resolved", *evidence.values()),
+            time=now,
+            detector=NAME,
+            kind=FindingKind.LOSS_SPIKE,
+            state=FindingState.RESOLVED,
+            severity=severity,
+            title=title,
+            job=key[0],
+            attempt=key[1],
+            step=int(series["step"]),
+            onset_step=int(series["onset_step"]),
+            onset_time=float(series["onset_time"]),
+            evidence=evidence,
+        )
+        self.series.state["phase"][slot] = _CALM
+        return [found]
 
 
 def _calm_rows(series: np.void, rows: _Rows, at: int, config: LossSpike) -> int:
@@ -466,6 +486,11 @@ def _restore_level(series: Array, evidence: Mapping[str, Any], config: LossSpike
     if math.isfinite(best):
         series["best"], series["best_spread"] = log_like(np.array(best)), spread
     series["calm"], series["held"], series["high"], series["risen"] = 0, 0, 0, 0
+
+
+def _episode(series: np.void) -> str:
+    """What tells a spike from another of the same attempt: after a roll-back the same step may spike again."""
+    return f"{int(series['onset_step'])}@{float(series['onset_time']):.3f}"
 
 
 def _words(job: str, step: int, onset: int, what: int, evidence: Mapping[str, Any]) -> tuple[str, str]:

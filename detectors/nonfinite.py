@@ -86,6 +86,16 @@ class _Episode:
     last_bad: int = 0
     last_finite: int = 0
     finite_steps: int = 0
+    begun_time: float = field(init=False)
+    """Event time of the row with which it began: the same step may go bad again after a roll-back."""
+
+    def __post_init__(self) -> None:
+        self.begun_time = self.first.time
+
+    @property
+    def identity(self) -> str:
+        """What tells this episode from another of the same attempt, the same whenever the log is read."""
+        return f"{self.begun_step}@{self.begun_time:.3f}"
 
 
 class NonFiniteDetector:
@@ -99,7 +109,6 @@ class NonFiniteDetector:
         self.series = SeriesTable(blank_series())
         self._episodes: dict[int, _Episode] = {}
 
-    @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def remember(self, finding: Finding, now: float) -> None:
         """Take up the episode of ``finding``, or give that which is known here its identity."""
         slot = self.series.slot_for((finding.job or "", finding.attempt or ""))
@@ -117,10 +126,11 @@ class NonFiniteDetector:
             self._episodes[slot] = episode
         elif row.step < episode.first.step:
             episode.first, episode.proven = row, finding.rank is not None
-        episode.begun_step = begun
+        episode.begun_step, episode.begun_time = begun, float(finding.evidence.get("episode_time", row.time))
         self.series.state["open"][slot] = True
         self.series.state["seen"][slot] = max(float(self.series.state["seen"][slot]), now)
 
+    @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Look at every row of a frame; rows of healthy jobs are only operations on arrays."""
         if not frame.rows:
@@ -267,7 +277,7 @@ class NonFiniteDetector:
         self.series.state["open"][slot] = False
         job, attempt = _key(self.series, slot)
         return Finding(
-            id=finding_id(NAME, job, attempt, episode.begun_step, "resolved", words),
+            id=finding_id(NAME, job, attempt, episode.identity, "resolved", words),
             time=now,
             detector=NAME,
             kind=FindingKind.NONFINITE,
@@ -295,7 +305,7 @@ class NonFiniteDetector:
         about = (row.step, row.microbatch, rank, parameter, len(episode.ranks))
         title, message = _words(job, episode, self.series.state[slot])
         return Finding(
-            id=finding_id(NAME, job, attempt, episode.begun_step, "firing", *about),
+            id=finding_id(NAME, job, attempt, episode.identity, "firing", *about),
             time=now,
             detector=NAME,
             kind=FindingKind.NONFINITE,
@@ -316,6 +326,7 @@ class NonFiniteDetector:
             ranks_affected=len(episode.ranks),
             evidence={
                 "episode_step": episode.begun_step,
+                "episode_time": episode.begun_time,
                 "why": episode.why,
                 "loss": row.loss,
                 "grad_norm": row.norm,

@@ -7,7 +7,7 @@ import pytest
 
 from detectors import LossSpike
 from telemetry_bus.schemas import FindingState, Severity
-from tests.detectors.rows import NAN, fed, row
+from tests.detectors.rows import NAN, ended, fed, row
 
 
 def level(first: int, last: int, loss: float = 2.0, **values: Any) -> list[dict[str, Any]]:
@@ -103,3 +103,22 @@ def test_a_new_level_that_stays_is_taken_in_the_end() -> None:
     """An incident cannot be open for ever: after so many rows the level is the new one."""
     found = fed(LossSpike(adopt_rows=200).build(), level(0, 300) + level(300, 900, 6.0))
     assert [item.state for item in found] == [FindingState.FIRING, FindingState.FIRING, FindingState.RESOLVED]
+
+
+def test_the_end_of_a_job_ends_its_spike() -> None:
+    """A job that ends while its loss is high leaves no incident open for ever."""
+    detector = LossSpike().build()
+    fed(detector, level(0, 300) + level(300, 330, 6.0))
+    found = list(detector.observe(ended(second=331)))
+    assert [(item.state, item.severity) for item in found] == [(FindingState.RESOLVED, Severity.CRITICAL)]
+    assert list(detector.observe(ended(second=332))) == []
+
+
+def test_a_spike_that_comes_back_at_the_same_step_is_another_one() -> None:
+    """After a roll-back the same steps may spike again: their findings have ids of their own, and page again."""
+    detector = LossSpike().build()
+    first = fed(detector, level(0, 300) + level(300, 330, 6.0) + level(330, 400))
+    again = [dict(item, time=item["time"] + 500) for item in level(250, 300) + level(300, 330, 6.0)]
+    second = fed(detector, again)
+    assert [item.severity for item in second if item.state is FindingState.FIRING][-1] is Severity.CRITICAL
+    assert not {item.id for item in first} & {item.id for item in second}

@@ -228,3 +228,18 @@ def test_a_place_that_is_corrected_by_a_row_without_a_scale_is_said_as_it_is() -
     fed(detector, [*rows, row(10, loss=2.0, nonfinite=5, skipped=True, loss_scale=1.0)])
     (again,) = fed(detector, [row(9, 1, second=10, loss=NAN, scope="shard")])
     assert again.title == "leviathan-7b: the loss is NaN on rank 1 at step 9"
+
+
+def test_a_nan_that_comes_back_at_the_same_step_is_another_one() -> None:
+    """After a roll-back the same step goes bad again: the usual case, which must page again under ids of its own."""
+    detector = NonFinite(resolve_steps=5).build()
+    first = fed(detector, [*healthy(0, 60), *(row(step, loss=NAN) for step in range(60, 65))])
+    back = [dict(item, time=item["time"] + 100) for item in [*healthy(50, 60), row(60, loss=NAN)]]
+    second = fed(detector, back)
+    assert [item.state for item in [*first, *second]] == [
+        FindingState.FIRING,
+        FindingState.RESOLVED,
+        FindingState.FIRING,
+    ]
+    assert (first[0].step, second[-1].step) == (60, 60)
+    assert first[0].id != second[-1].id
