@@ -82,7 +82,7 @@ def first_pages(receiver: Talking) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.timeout(400)
-async def test_fifty_kills_lose_nothing_and_page_nobody_twice(tmp_path: Path) -> None:
+async def test_fifty_kills_lose_nothing_and_page_nobody_twice(tmp_path: Path, artifacts_folder: Path) -> None:
     """What was durable survives SIGKILL; a receiver that honours the id has every page exactly once."""
     chance = random.Random(SEED)
     secret = "whsec_" + base64.b64encode(chance.randbytes(24)).decode()
@@ -97,7 +97,7 @@ async def test_fifty_kills_lose_nothing_and_page_nobody_twice(tmp_path: Path) ->
             await receiver.line(lambda _: len(first_pages(receiver)) == ROUNDS, 60)
             await asyncio.sleep(1.0)
         within = sum(was_within(item, first_pages(receiver)[item.job]) for item in rounds)
-        report(rounds, first_pages(receiver))
+        report(rounds, first_pages(receiver), artifacts_folder / "kills.txt")
         assert within >= ROUNDS // 2, (
             f"only {within} kills fell between run.log and the receiver's answer (seed {SEED})"
         )
@@ -125,14 +125,17 @@ def was_within(item: Round, page: dict[str, Any]) -> bool:
     return bool(item.logged_ns <= item.killed_ns <= page["answered_ns"])
 
 
-def report(rounds: list[Round], pages: dict[str, dict[str, Any]]) -> None:
-    """Print when each kill fell: after run.log, and before or after the page arrived and was answered."""
+def report(rounds: list[Round], pages: dict[str, dict[str, Any]], path: Path) -> None:
+    """Print, and keep in ``path``, when each kill fell: before or after the page arrived and was answered."""
+    lines = []
     for item in rounds:
         page = pages[item.job]
         after = (item.killed_ns - item.logged_ns) / 1e6
         place = "before the page" if item.killed_ns < page["monotonic_ns"] else "before the answer"
         said = place if was_within(item, page) else "after the answer"
-        sys.stdout.write(f"{item.job}: killed {after:6.1f} ms after run.log, {said}\n")
+        lines.append(f"{item.job}: killed {after:6.1f} ms after run.log, {said}\n")
+    sys.stdout.write("".join(lines))
+    path.write_text("".join(lines))
 
 
 async def nothing_is_missing(folder: Path, jobs: list[str]) -> None:
