@@ -7,16 +7,20 @@ from telemetry_bus.errors import (
     BusUnavailable,
     FrameError,
     FrameFault,
+    FrameRefused,
     InaccessibleFolder,
     InvalidPayload,
+    OutletFull,
     UnknownBus,
     UnreadableLog,
     UnsuitableFolder,
+    UnusableCredentials,
 )
 from telemetry_bus.findings import Cause, Finding, FindingKind, finding_id, findings_frame, findings_in
 from telemetry_bus.frames import Frame, FrameMaker, Run, decode, encode, merge
 from telemetry_bus.intake import Intake, Refusal, Taken
 from telemetry_bus.ledger import SourceLedger
+from telemetry_bus.outlet import Outlet, OutletOptions, Report, open_outlet
 from telemetry_bus.schemas import SCHEMAS, EventKind, FindingState, Scope, Severity
 from telemetry_bus.topics import TELEMETRY, TOPIC_SCHEMAS, Topic
 
@@ -40,12 +44,17 @@ __all__ = [
     "FrameError",
     "FrameFault",
     "FrameMaker",
+    "FrameRefused",
     "InaccessibleFolder",
     "Intake",
     "InvalidPayload",
     "Latest",
+    "Outlet",
+    "OutletFull",
+    "OutletOptions",
     "Record",
     "Refusal",
+    "Report",
     "Run",
     "Scope",
     "Severity",
@@ -57,6 +66,7 @@ __all__ = [
     "UnknownBus",
     "UnreadableLog",
     "UnsuitableFolder",
+    "UnusableCredentials",
     "decode",
     "encode",
     "finding_id",
@@ -64,4 +74,5 @@ __all__ = [
     "findings_in",
     "merge",
     "open_bus",
+    "open_outlet",
 ]

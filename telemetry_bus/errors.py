@@ -4,8 +4,11 @@
 
     BusError
     ├── FrameError              bytes that are no frame; ``reason`` is also the metric label
+    │   └── FrameRefused        an outlet's far end will never take this frame
     ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
-    │   └── LogRemoved          its file was deleted or replaced under an open bus
+    │   ├── LogRemoved          its file was deleted or replaced under an open bus
+    │   └── OutletFull          a gateway has no room just now, and says after how many seconds to try again
+    ├── UnusableCredentials     a certificate, key or authority that TLS cannot use
     ├── BusClosed               used before it was opened or after it was closed
     ├── UnsuitableFolder        a folder on which the embedded log must not stand
     ├── InaccessibleFolder      a folder that cannot be made or written
@@ -26,6 +29,8 @@ class FrameFault(StrEnum):
     CHECKSUM = "checksum"
     UNKNOWN_SCHEMA = "unknown_schema"
     WRONG_TOPIC = "wrong_topic"
+    FOREIGN = "foreign"
+    """What this sender must not send here: a finding or a tick from a node, say."""
     BAD_MANIFEST = "bad_manifest"
     BAD_BATCH = "bad_batch"
     COMPRESSED = "compressed"
@@ -58,6 +63,31 @@ class BusUnavailable(BusError):
     def __init__(self, url: str, action: str, cause: BaseException | None) -> None:
         super().__init__(f"the bus {url} could not {action}: {cause}. Nothing was acknowledged; try again.")
         self.url = url
+
+
+class FrameRefused(FrameError):
+    """What stands behind an outlet will never take this frame: sending it again changes nothing."""
+
+    def __init__(self, url: str, reason: FrameFault, message: str) -> None:
+        super().__init__(reason, message)
+        self.args = (f"{url} refused a frame: {reason.value}: {message}",)
+        self.url = url
+
+
+class OutletFull(BusUnavailable):
+    """A gateway has no room just now. Try again after ``retry_after_seconds``."""
+
+    def __init__(self, url: str, message: str, retry_after_seconds: float) -> None:
+        BusError.__init__(self, f"{url} is full: {message}. Try again in {retry_after_seconds:g} s.")
+        self.url = url
+        self.retry_after_seconds = retry_after_seconds
+
+
+class UnusableCredentials(BusError):
+    """A certificate, a key or an authority that TLS cannot use."""
+
+    def __init__(self, what: str, found: object) -> None:
+        super().__init__(f"{what} cannot be used: {found}. Expected files in PEM format that this user may read.")
 
 
 class LogRemoved(BusUnavailable):
