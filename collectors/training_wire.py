@@ -5,17 +5,30 @@ with a message that names the field, what was expected and what was found.
 """
 
 import json
-import math
-import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from collectors.errors import Refused, WireRefusal
-from telemetry_bus.json_text import NON_FINITE, dumps
-from telemetry_bus.schemas import EventKind, Scope
+from telemetry_bus.cells import (
+    IDENTITY_CELLS,
+    INT32_MAX,
+    INT64_MAX,
+    METRIC_CELLS,
+    NAME,
+    TRAIN_CELLS,
+    Check,
+    count,
+    detail,
+    one_of,
+    shown,
+    step,
+    text,
+    utc_seconds,
+)
+from telemetry_bus.schemas import EventKind
 from telemetry_bus.topics import Topic
 
 PROTOCOL = "nantucket-sdk/1"
@@ -30,17 +43,6 @@ HELLO_BYTES_MAX = 16 * 1024
 """Its longest names, all of them escaped, have 4 KiB; the rest is for fields that a later version may add."""
 MESSAGE_ROWS_MAX = 1_024
 """The SDK sends 256; another client may send four times that."""
-TIME_MAX = 4_102_444_800.0
-"""The year 2100, in UTC seconds; a clock that is wrong by less is the reader's to correct."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,95}")
-"""A job or an attempt: ``job/attempt/rank/stream`` is a source of the bus, which has at most 256 bytes."""
-METRIC_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
-DETAIL_BYTES_MAX = 32 * 1024
-"""Half of what a cell of a frame may hold: the stack of a hung rank."""
-IDENTITY_BYTES_MAX = 253
-"""UTF-8 bytes of a role, node, region or GPU UUID, as of a host's name: every row of the process repeats all four."""
-INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
 
 
 class Stream(StrEnum):
@@ -143,16 +145,16 @@ def _token(headers: dict[str, str]) -> str | None:
     return token.strip()
 
 
-def parse_object(text: bytes) -> dict[str, Any]:
+def parse_object(message: bytes) -> dict[str, Any]:
     """A message's JSON object."""
     try:
-        body = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+        body = json.loads(message.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise WireRefusal(
             Refused.NOT_JSON, f"the message: expected a JSON object, found what is not JSON: {error}"
         ) from error
     if not isinstance(body, dict):
-        raise WireRefusal(Refused.NOT_A_MESSAGE, f"the message: expected a JSON object, found {_shown(body)}")
+        raise WireRefusal(Refused.NOT_A_MESSAGE, f"the message: expected a JSON object, found {shown(body)}")
     return body
 
 
@@ -164,28 +166,28 @@ def parse_hello(body: Mapping[str, Any], job: str) -> Hello:
     """The ``hello`` of a connection whose handshake named ``job``."""
     if body.get("type") != "hello":
         raise WireRefusal(
-            Refused.HELLO_EXPECTED, f"the first message: expected type 'hello', found {_shown(body.get('type'))}"
+            Refused.HELLO_EXPECTED, f"the first message: expected type 'hello', found {shown(body.get('type'))}"
         )
     if body.get("version") != VERSION or isinstance(body.get("version"), bool):
-        raise WireRefusal(Refused.VERSION, f"version: expected {VERSION}, found {_shown(body.get('version'))}")
+        raise WireRefusal(Refused.VERSION, f"version: expected {VERSION}, found {shown(body.get('version'))}")
     if body.get("job") != job:
         raise WireRefusal(
-            Refused.WRONG_JOB, f"job: expected {job!r} as in the handshake, found {_shown(body.get('job'))}"
+            Refused.WRONG_JOB, f"job: expected {job!r} as in the handshake, found {shown(body.get('job'))}"
         )
     try:
-        boot = uuid.UUID(_text(64)(body.get("boot")))
+        boot = uuid.UUID(text(64)(body.get("boot")))
     except ValueError as error:
-        raise WireRefusal(Refused.BAD_HELLO, f"boot: expected a UUID, found {_shown(body.get('boot'))}") from error
+        raise WireRefusal(Refused.BAD_HELLO, f"boot: expected a UUID, found {shown(body.get('boot'))}") from error
     checked = {
         name: _checked(check, body[name], name) for name, check in HELLO_FIELDS.items() if body.get(name) is not None
     }
-    rank = _checked(_count(INT32_MAX), body.get("rank"), "rank")
+    rank = _checked(count(INT32_MAX), body.get("rank"), "rank")
     identity = {name: value for name, value in checked.items() if name not in ("gpu", "sdk")}
     attempt = _name(body.get("attempt"), "attempt", Refused.BAD_HELLO)
     return Hello(checked.get("sdk", "unknown"), boot, job, attempt, rank, checked.get("gpu"), identity)
 
 
-def _checked(check: "Check", value: object, name: str) -> Any:
+def _checked(check: Check, value: object, name: str) -> Any:
     try:
         return check(value)
     except ValueError as error:
@@ -195,7 +197,7 @@ def _checked(check: "Check", value: object, name: str) -> Any:
 def _name(value: object, where: str, reason: Refused) -> str:
     if not isinstance(value, str) or NAME.fullmatch(value) is None:
         expected = "expected 1 to 96 letters, digits or ._:@+- with a letter or digit first"
-        raise WireRefusal(reason, f"{where}: {expected}, found {_shown(value)}")
+        raise WireRefusal(reason, f"{where}: {expected}, found {shown(value)}")
     return value
 
 
@@ -206,18 +208,18 @@ def parse_rows(body: Mapping[str, Any]) -> RowsMessage:
     except ValueError as error:
         expected = ", ".join(Stream)
         raise WireRefusal(
-            Refused.BAD_STREAM, f"stream: expected one of {expected}, found {_shown(body.get('stream'))}"
+            Refused.BAD_STREAM, f"stream: expected one of {expected}, found {shown(body.get('stream'))}"
         ) from error
     seq = body.get("seq")
     if type(seq) is not int or not 0 <= seq < INT64_MAX:
-        raise WireRefusal(Refused.BAD_SEQ, f"seq: expected a whole number from 0 on, found {_shown(seq)}")
+        raise WireRefusal(Refused.BAD_SEQ, f"seq: expected a whole number from 0 on, found {shown(seq)}")
     try:
-        sent = _time(body.get("sent"))
+        sent = utc_seconds(body.get("sent"))
     except ValueError as error:
         raise WireRefusal(Refused.BAD_SENT, f"sent: {error}") from error
     rows = body.get("rows")
     if not isinstance(rows, list) or not 0 < len(rows) <= MESSAGE_ROWS_MAX:
-        found = f"{len(rows)} rows" if isinstance(rows, list) else _shown(rows)
+        found = f"{len(rows)} rows" if isinstance(rows, list) else shown(rows)
         raise WireRefusal(Refused.BAD_ROWS, f"rows: expected a list of 1 to {MESSAGE_ROWS_MAX} rows, found {found}")
     fields = ROW_FIELDS[stream]
     unknown = 0
@@ -238,11 +240,9 @@ def _dropped(event: Mapping[str, Any]) -> int:
     return rows if type(rows) is int and 0 <= rows <= INT64_MAX else 0
 
 
-def _row(
-    row: object, fields: Mapping[str, "Check"], required: tuple[str, ...], index: int
-) -> tuple[dict[str, Any], int]:
+def _row(row: object, fields: Mapping[str, Check], required: tuple[str, ...], index: int) -> tuple[dict[str, Any], int]:
     if not isinstance(row, dict):
-        raise WireRefusal(Refused.BAD_ROW, f"rows[{index}]: expected a JSON object, found {_shown(row)}")
+        raise WireRefusal(Refused.BAD_ROW, f"rows[{index}]: expected a JSON object, found {shown(row)}")
     cells = {}
     unknown = 0
     for name, value in row.items():
@@ -261,160 +261,17 @@ def _row(
     return cells, unknown
 
 
-Check = Callable[[object], Any]
-"""Takes a JSON value and gives what stands in the column; raises ``ValueError`` with what was expected and found."""
-
-
-def _time(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= TIME_MAX:
-        raise ValueError(f"expected UTC seconds from 0 to {TIME_MAX:.0f}, found {_shown(value)}")
-    return float(value)
-
-
-def _number(value: object) -> float:
-    if isinstance(value, str) and value in NON_FINITE:
-        return NON_FINITE[value]
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if math.isfinite(number):
-            return number
-    raise ValueError(f'expected a finite number, "NaN", "Infinity" or "-Infinity", found {_shown(value)}')
-
-
-def _step(value: object) -> int:
-    if type(value) is not int or not -INT64_MAX <= value <= INT64_MAX:
-        raise ValueError(f"expected a whole number of 64 bits, found {_shown(value)}")
-    return value
-
-
-def _count(most: int) -> Callable[[object], int]:
-    def check(value: object) -> int:
-        if type(value) is not int or not 0 <= value <= most:
-            raise ValueError(f"expected a whole number from 0 to {most}, found {_shown(value)}")
-        return value
-
-    return check
-
-
-def _bool(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, found {_shown(value)}")
-    return value
-
-
-def _identity_text(longest: int) -> Callable[[object], str]:
-    """A text that every row of a process repeats: bounded in the bytes that it takes in each."""
-    characters = _text(longest)
-
-    def check(value: object) -> str:
-        text = characters(value)
-        if (size := len(text.encode())) > longest:
-            raise ValueError(f"expected a text of at most {longest} bytes in UTF-8, found {size}")
-        return text
-
-    return check
-
-
-def _text(longest: int) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or not 0 < len(value) <= longest:
-            raise ValueError(f"expected a text of 1 to {longest} characters, found {_shown(value)}")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError("expected Unicode text, found half of a surrogate pair") from error
-        return value
-
-    return check
-
-
-def _one_of(allowed: frozenset[str]) -> Callable[[object], str]:
-    def check(value: object) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            raise ValueError(f"expected one of {', '.join(sorted(allowed))}, found {_shown(value)}")
-        return value
-
-    return check
-
-
-def _metric_name(value: object) -> str:
-    name = _text(128)(value)
-    if METRIC_NAME.fullmatch(name) is None:
-        raise ValueError(f"expected 1 to 128 characters without control characters, found {_shown(value)}")
-    return name
-
-
-def _detail(value: object) -> str:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, found {_shown(value)}")
-    try:
-        text = dumps(value)
-        size = len(text.encode())
-    except (UnicodeEncodeError, RecursionError) as error:
-        raise ValueError("expected a JSON object of Unicode text, found one that cannot be written") from error
-    if size > DETAIL_BYTES_MAX:
-        raise ValueError(f"expected a JSON object of at most {DETAIL_BYTES_MAX} bytes, found {size}")
-    return text
-
-
-def _shown(value: object) -> str:
-    """What was found, short enough for a message."""
-    if isinstance(value, str):
-        return ascii(value[:40]) + ("..." if len(value) > 40 else "")
-    if isinstance(value, int) and value.bit_length() > 64:
-        return f"a whole number of {value.bit_length()} bits"
-    if isinstance(value, int | float):
-        return repr(value)
-    names: dict[type, str] = {type(None): "nothing", list: "a list", dict: "an object"}
-    return names.get(type(value), type(value).__name__)
-
-
-HELLO_FIELDS: dict[str, Check] = {
-    "sdk": _text(64),
-    "world_size": _count(INT32_MAX),
-    "role": _identity_text(IDENTITY_BYTES_MAX),
-    "node": _identity_text(IDENTITY_BYTES_MAX),
-    "region": _identity_text(IDENTITY_BYTES_MAX),
-    "uuid": _identity_text(IDENTITY_BYTES_MAX),
-    "gpu": _count(INT32_MAX),
-    "dp": _count(INT32_MAX),
-    "tp": _count(INT32_MAX),
-    "pp": _count(INT32_MAX),
-    "ep": _count(INT32_MAX),
-}
-ROW_FIELDS: dict[Stream, dict[str, Check]] = {
-    Stream.TRAIN: {
-        "time": _time,
-        "step": _step,
-        "microbatch": _count(INT32_MAX),
-        "phase": _text(64),
-        "scope": _one_of(frozenset(Scope)),
-        "loss": _number,
-        "grad_norm": _number,
-        "update_norm": _number,
-        "nonfinite": _count(INT64_MAX),
-        "watched_elements": _count(INT64_MAX),
-        "total_elements": _count(INT64_MAX),
-        "first_nonfinite": _text(512),
-        "loss_scale": _number,
-        "skipped": _bool,
-        "lr": _number,
-        "tokens": _count(INT64_MAX),
-        "step_seconds": _number,
-        "data_seconds": _number,
-        "wait_seconds": _number,
-    },
-    Stream.METRIC: {"time": _time, "step": _step, "name": _metric_name, "layer": _text(512), "value": _number},
+HELLO_FIELDS: dict[str, Check] = {"sdk": text(64), "gpu": count(INT32_MAX), **IDENTITY_CELLS}
+ROW_FIELDS: dict[Stream, Mapping[str, Check]] = {
+    Stream.TRAIN: TRAIN_CELLS,
+    Stream.METRIC: METRIC_CELLS,
     Stream.EVENT: {
-        "time": _time,
-        "kind": _one_of(frozenset(SDK_EVENTS)),
-        "step": _step,
-        "code": _step,
-        "message": _text(4096),
-        "detail": _detail,
+        "time": utc_seconds,
+        "kind": one_of(frozenset(SDK_EVENTS)),
+        "step": step,
+        "code": step,
+        "message": text(4096),
+        "detail": detail,
     },
 }
 REQUIRED: dict[Stream, tuple[str, ...]] = {
