@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from collectors.errors import WireRefusal
 from collectors.training_lanes import FRAME_BYTES_WANTED, FRAME_ROWS_MAX, Message, columns_of
 from collectors.training_wire import (
-    DETAIL_BYTES_MAX,
     MESSAGE_ROWS_MAX,
     ROW_FIELDS,
     STREAM_SCHEMAS,
@@ -26,6 +25,7 @@ from collectors.training_wire import (
     parse_object,
     parse_rows,
 )
+from telemetry_bus.cells import DETAIL_BYTES_MAX
 from telemetry_bus.frames import Frame, Run, batch_of, decode, encode
 from telemetry_bus.schemas import SCHEMAS
 from tests.sdk.recorder import hello, request, rows
