@@ -269,13 +269,14 @@ class AlertService:
             )
             self._following = {}
         self._log = log
-        return AtOffset(self._following.get(0, 0), self._following) if self._following else Earliest()
+        return AtOffset(partitions=dict(self._following)) if self._following else Earliest()
 
     async def _is_other_log(self, log: str) -> bool:
         """Whether ``log``, which the bus holds now, is not the one that was read, or has lost what was read of it."""
         if log != self._log:
             return True
-        return max(self._following.values(), default=0) > await self._bus.end(Topic.FINDINGS)
+        ends = await self._bus.ends(Topic.FINDINGS)
+        return any(offset > ends.get(partition, 0) for partition, offset in self._following.items())
 
     async def _take(self, records: Sequence[Record]) -> None:
         log = self._log

@@ -38,7 +38,7 @@ async def read_unrecorded(bus: Bus, since: float, stats: Stats, found: Callable[
                     waits.reset()
                     found(intake.take(records).findings)
                     following |= {record.partition: record.offset + 1 for record in records}
-                    start = AtOffset(following.get(0, 0), following)
+                    start = AtOffset(partitions=dict(following))
         except BusError as error:
             stats.bus_failures_total += 1
             _log.warning("%s", error)

@@ -118,7 +118,8 @@ async def _bus(settings: Settings, clock: Clock) -> Checked:
         return Checked("bus", Verdict.FAULT, f"{missing} is not there", remedy)
     try:
         async with open_bus(settings.bus_url, clock) as bus:
-            ends = {topic.value: await bus.end(topic) for topic in (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)}
+            topics = (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)
+            ends = {topic.value: sum((await bus.ends(topic)).values()) for topic in topics}
             whole = not isinstance(bus, EmbeddedBus) or await bus.check(LOG_CHECK_SECONDS_MAX)
     except BusError as error:
         return Checked("bus", Verdict.FAULT, str(error), "Nothing can be published or read until the bus answers.")

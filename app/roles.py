@@ -22,7 +22,8 @@ from collectors.training import TrainingListener
 from dashboards.app import make_app
 from dashboards.security import names_of
 from dashboards.server import serve
-from detectors.agents import GROUP, DetectorService
+from detectors.agents import DetectorService
+from detectors.position import GROUP
 from detectors.registry import default_detectors
 from telemetry_bus import Frame, Refusal, Topic
 from telemetry_bus.bus import Bus
@@ -121,7 +122,8 @@ class DetectorsAtWork:
 
     async def blindness(self) -> str | None:
         """Why nothing would be found just now; ``None`` while the position moves."""
-        position = (await self._bus.committed(GROUP)).get(Topic.TICKS, -1)
+        ticks = (await self._bus.committed(GROUP)).get(Topic.TICKS, {})
+        position = max(ticks.values(), default=-1)
         now = self._clock.monotonic()
         if position != self._position:
             self._position, self._moved_at = position, now

@@ -28,7 +28,7 @@ GPUS_MAX = 1_000_000
 GPUS_PER_NODE = 8
 NODES_PER_JOB = 16
 GPUS_PER_NODE_MAX = 64
-"""A frame of 512 such nodes is some 7 MiB; a reader takes 16 MiB."""
+"""A frame of 256 such nodes is some 5 MiB; a reader takes 16 MiB."""
 JOB_SECONDS = 3_600.0
 """How long a simulated job runs before another begins: not fitted, the recordings last five minutes."""
 IDLE_SECONDS = 60.0

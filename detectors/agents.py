@@ -4,48 +4,38 @@
 detector look, publishes what it found, and acknowledges. What is acknowledged by all agents is committed. Faust's own
 consumer, with its rebalances, tables and changelogs, is not used, and no broker is needed for it to run.
 
-After a crash the service reads back :data:`WARM_SECONDS` before the committed position, so that detectors know their
-baselines again. What they say meanwhile was said before; from the committed position on they speak. Before that they
-are handed what was ever said and not taken back (:mod:`detectors.memory`), which may be older than what is read back.
+After a crash the service reads back :data:`~detectors.position.WARM_SECONDS` before the committed position, so that
+detectors know their baselines again. What they say meanwhile was said before; from the committed position on they
+speak. Before that they are handed what was ever said and not taken back (:mod:`detectors.memory`), which may be older
+than what is read back.
+
+Several services may run at once. Slices share the partitions between them, each reading a fixed set; two copies of one
+slice read and say the same, under the same ids, and what the second one says changes nothing.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import faust
 from faust.app.base import BootStrategy
 
 from detectors.detector import Detector, ReaderHealth, reader_health
-from detectors.memory import OpenFindings
-from telemetry_bus.bus import AtOffset, AtTime, Bus, Record, Start, Subscription
+from detectors.position import GROUP, READ, Position, read_position, still_open, tick_group
+from telemetry_bus.bus import WHOLE, Bus, Record, Slice, Subscription
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.errors import BusUnavailable, FrameError
-from telemetry_bus.findings import Finding, findings_frame, findings_in
+from telemetry_bus.findings import Finding, findings_frame
 from telemetry_bus.frames import Frame, FrameMaker, merge
 from telemetry_bus.intake import Intake
 from telemetry_bus.publisher import publish_until_durable
+from telemetry_bus.reading import Reading
 from telemetry_bus.runtime.clock import Clock
-from telemetry_bus.topics import TELEMETRY, Topic
+from telemetry_bus.topics import Topic
 
-GROUP = "detect"
-WARM_SECONDS = 3600.0
-"""What is read back of a run: at 30 s a step these are 120 rows, nearly the whole window of 128 of loss_spike, which is
-silent in its first 50."""
-WARM_BULK_SECONDS = 600.0
-"""The same for rows of GPUs and named numbers, which are many and whose longest memory is two minutes of work."""
-WARM: dict[Topic, float] = dict.fromkeys((*TELEMETRY, Topic.TICKS), WARM_SECONDS) | {
-    Topic.GPU: WARM_BULK_SECONDS,
-    Topic.METRICS: WARM_BULK_SECONDS,
-}
-FIRST_SECONDS = 600.0
-"""What is looked at, and spoken of, at the first start of all."""
-MEMORY_SECONDS = 7 * 86_400.0
-"""Findings that are read for what is still open: trouble that nobody has ended in a week is no news for anybody."""
 CURRENT_SECONDS = 2.0
 """A reader whose oldest record is younger is at the end of the log: ticks come every second."""
 CATCH_UP_SECONDS = 60.0
@@ -79,38 +69,16 @@ class AgentStats:
 @dataclass(slots=True)
 class _Event:
     """Neighbouring records of one topic on their way through the agents, ``pending`` of which have not yet acknowledged
-    them. ``record`` is the last one, ``size`` the bytes of all payloads."""
+    them. ``record`` is the last one, ``following`` the next offset of each partition behind them, ``size`` the bytes of
+    all payloads."""
 
     record: Record
+    following: Mapping[int, int]
     size: int
     frame: Frame | None
     health: ReaderHealth | None
     live: bool
     pending: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """Where a service begins: the committed offsets, the ends of the topics, the bus's time (UTC seconds) of the first
-    record that nobody has dealt with, and what of the records after that is in the dead-letter topic already (topic,
-    offset)."""
-
-    committed: Mapping[Topic, int]
-    ends: Mapping[Topic, int]
-    since: float
-    refused: frozenset[tuple[str, int]]
-
-    def is_live(self, record: Record) -> bool:
-        """Whether nobody has dealt with ``record`` yet."""
-        return record.offset >= self.committed.get(record.topic, 0)
-
-    def groups(self, records: Sequence[Record]) -> Iterator[list[Record]]:
-        """``records`` cut where the topic or the liveness changes; a tick stands alone, for it is a moment."""
-        for _, group in groupby(
-            records,
-            lambda record: (record.topic, self.is_live(record), record.offset if record.topic is Topic.TICKS else 0),
-        ):
-            yield list(group)
 
 
 class _NoBroker(BootStrategy):
@@ -141,13 +109,15 @@ class DetectorService:
         dead_letters: DeadLetters,
         source: str,
         commit_seconds: float = COMMIT_SECONDS,
+        part: Slice = WHOLE,
     ) -> None:
         self._bus, self._detectors, self._clock, self._dead = bus, tuple(detectors), clock, dead_letters
+        self._part = part
         self._maker = FrameMaker(source)
         self._commit_seconds = commit_seconds
         self._channels: dict[str, Any] = {}
         self._events: deque[_Event] = deque()
-        self._done: dict[Topic, int] = {}
+        self._done: dict[Topic, dict[int, int]] = {}
         self._settled = asyncio.Event()
         self._watching_since: float | None = None
         self._last_tick: float | None = None
@@ -159,11 +129,6 @@ class DetectorService:
         self.stats = AgentStats(
             findings={d.name: 0 for d in self._detectors}, errors={d.name: 0 for d in self._detectors}
         )
-
-    @property
-    def topics(self) -> tuple[Topic, ...]:
-        """All telemetry, wanted or not: a source counts frames over all topics, and one left out looks like loss."""
-        return (*TELEMETRY, Topic.TICKS)
 
     async def run(self) -> None:
         """Feed the agents and commit what they have done."""
@@ -238,35 +203,35 @@ class DetectorService:
         self.stats.findings[name] += len(findings)
 
     async def _feed_for_ever(self) -> None:
-        position = await self._when_there(self._position)
-        self._open = await self._when_there(lambda: self._still_open(position))
-        following: dict[Topic, int] = {}
-        start: Start | Mapping[Topic, Start] = _start_before(position)
+        now = self._clock.now()
+        position = await self._when_there(lambda: read_position(self._bus, self._part, self._clock.now()))
+        names = [detector.name for detector in self._detectors]
+        self._open = await self._when_there(lambda: still_open(self._bus, position, names, now))
+        reading = Reading(position.starts(), position.ends)
         while True:
             try:
-                async with self._bus.subscribe(self.topics, start) as subscription:
-                    await self._note_caught_up(subscription, position, following)
+                async with self._bus.subscribe(READ, reading.starts(), self._part) as subscription:
+                    await self._note_caught_up(subscription, position, reading)
                     async for records in subscription:
                         self._note_lag(records)
-                        for group in position.groups(records):
+                        for group in position.groups(reading.take(records)):
                             await self._feed(group, position)
-                            following[group[-1].topic] = group[-1].offset + 1
-                        await self._note_caught_up(subscription, position, following)
+                        await self._note_caught_up(subscription, position, reading)
             except BusUnavailable as error:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
-                start = {t: AtOffset(following[t]) if t in following else start_of(start, t) for t in self.topics}
 
-    async def _note_caught_up(
-        self, subscription: Subscription, position: _Position, following: Mapping[Topic, int]
-    ) -> None:
+    async def _note_caught_up(self, subscription: Subscription, position: Position, reading: Reading) -> None:
         if self.caught_up.is_set() or not await subscription.caught_up():
             return
         self.caught_up.set()
-        # What is older than the window at the first start of all is nobody's concern any more. A topic of which nothing
-        # was read gets a position too, so that its first rows are found however long nobody reads.
-        unread = position.ends.keys() - position.committed.keys() - following.keys()
-        self._done.update({topic: position.ends[topic] for topic in unread - self._done.keys()})
+        # What is older than the window at the first start of all is nobody's concern any more. A partition of which
+        # nothing was read gets a position too, so that its first rows are found however long nobody reads.
+        for topic, ends in reading.unread(position.partitions()).items():
+            known = position.committed.get(topic, {})
+            for at, end in ends.items():
+                if at not in known:
+                    self._done.setdefault(topic, {}).setdefault(at, end)
 
     async def _when_there(self, call: Any) -> Any:
         while True:
@@ -276,58 +241,7 @@ class DetectorService:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
 
-    async def _position(self) -> _Position:
-        """Where the service before this one stopped, if there was one."""
-        ends = {topic: await self._bus.end(topic) for topic in self.topics}
-        committed = dict(await self._bus.committed(GROUP))
-        since = await self._first_waiting(committed, ends)
-        return _Position(committed, ends, since, await self._refused_since(since))
-
-    async def _first_waiting(self, committed: Mapping[Topic, int], ends: Mapping[Topic, int]) -> float:
-        """The bus's time of the oldest record that nobody has dealt with, or now."""
-        if any(ends[topic] > offset for topic, offset in committed.items() if topic in ends):
-            waiting = {topic: AtOffset(offset) for topic, offset in committed.items()}
-            async with self._bus.subscribe(tuple(committed), waiting) as subscription:
-                async for records in subscription:
-                    return min(self._clock.now(), *(record.time for record in records))
-        return self._clock.now()
-
-    async def _still_open(self, position: _Position) -> dict[str, list[Finding]]:
-        """By detector, what was said of the time before the position and has not been taken back.
-
-        What was said of later rows is left out: those rows are looked at again, and say it again under the same id.
-        """
-        if not position.committed or not await self._bus.end(Topic.FINDINGS):
-            return {}
-        said, intake = OpenFindings(), Intake()
-        start = AtTime(self._clock.now() - MEMORY_SECONDS)
-        async with self._bus.subscribe((Topic.FINDINGS,), start) as subscription:
-            if not await subscription.caught_up():
-                async for records in subscription:
-                    for record in records:
-                        said.take(_findings_of(intake, record))
-                    if await subscription.caught_up():
-                        break
-        return {d.name: said.of(d.name, position.since) for d in self._detectors}
-
-    async def _refused_since(self, since: float) -> frozenset[tuple[str, int]]:
-        """Topic and offset of what is in the dead-letter topic already: the commit that followed it was lost."""
-        found, intake = set[tuple[str, int]](), Intake()
-        if not await self._bus.end(Topic.DEAD_LETTER):
-            return frozenset()
-        async with self._bus.subscribe((Topic.DEAD_LETTER,), AtTime(since)) as subscription:
-            if await subscription.caught_up():
-                return frozenset()
-            async for records in subscription:
-                frames = [taken.frame for taken in map(intake.take, records) if taken.frame is not None]
-                for frame in frames:
-                    rows = frame.batch.select(["topic", "offset"]).to_pylist()
-                    found.update((row["topic"], row["offset"]) for row in rows)
-                if await subscription.caught_up():
-                    break
-        return frozenset(found)
-
-    async def _feed(self, records: Sequence[Record], position: _Position) -> None:
+    async def _feed(self, records: Sequence[Record], position: Position) -> None:
         """Hand on neighbouring records of one topic as one event: what a detector costs, it costs for each frame."""
         record, frames = records[-1], await self._frames(records, position)
         frame = merge(frames) if frames else None
@@ -335,7 +249,8 @@ class DetectorService:
         wanted = [d for d in self._detectors if frame is not None and (is_tick or record.topic in d.topics)]
         size = sum(len(item.payload) for item in records)
         health = self._health(record) if is_tick else None
-        event = _Event(record, size, frame, health, position.is_live(record), len(wanted))
+        following = {item.partition: item.offset + 1 for item in records}
+        event = _Event(record, following, size, frame, health, position.is_live(record), len(wanted))
         await self._room_for(size)
         self._events.append(event)
         self.stats.in_flight_bytes += size
@@ -344,7 +259,7 @@ class DetectorService:
         for detector in wanted:
             await self._channels[detector.name].put(event)
 
-    async def _frames(self, records: Sequence[Record], position: _Position) -> list[Frame]:
+    async def _frames(self, records: Sequence[Record], position: Position) -> list[Frame]:
         """What can be read of ``records``; what cannot goes to the dead letters, once."""
         frames = []
         for record in records:
@@ -353,7 +268,7 @@ class DetectorService:
                 frames.append(taken.frame)
             if position.is_live(record):
                 self.stats.warm = True
-                if (record.topic.value, record.offset) not in position.refused:
+                if not position.was_refused(record):
                     for refusal in taken.refusals:
                         await self._dead.put(refusal)
         return frames
@@ -368,7 +283,7 @@ class DetectorService:
             lag[record.topic] = max(lag.get(record.topic, 0.0), now - record.time)
         if max(lag.values()) <= CURRENT_SECONDS:
             self._current_at = self._clock.monotonic()
-            self.stats.lag_seconds = dict.fromkeys(self.topics, 0.0)
+            self.stats.lag_seconds = dict.fromkeys(READ, 0.0)
         self.stats.lag_seconds.update(lag)
 
     def _health(self, tick: Record) -> ReaderHealth:
@@ -396,7 +311,7 @@ class DetectorService:
             event = self._events.popleft()
             self.stats.in_flight_bytes -= event.size
             if event.live:
-                self._done[event.record.topic] = event.record.offset + 1
+                self._done.setdefault(event.record.topic, {}).update(event.following)
 
     async def _commit_for_ever(self) -> None:
         while True:
@@ -407,32 +322,14 @@ class DetectorService:
             reached, self._done = self._done, {}
             try:
                 await self._bus.commit(GROUP, reached)
+                if self._part != WHOLE and Topic.TICKS in reached:
+                    await self._bus.commit(tick_group(self._part), {Topic.TICKS: reached[Topic.TICKS]})
             except BusUnavailable as error:
                 _log.warning("positions are not committed: %s", error)
-                self._done = {**reached, **self._done}
-
-
-def _start_before(position: _Position) -> Mapping[Topic, Start]:
-    """Where to begin so that detectors are warm at ``position``."""
-    return {
-        topic: AtTime(position.since - (seconds if position.committed else FIRST_SECONDS))
-        for topic, seconds in WARM.items()
-    }
-
-
-def _findings_of(intake: Intake, record: Record) -> list[Finding]:
-    """The findings of a record; what cannot be read has been refused by alerting, with its reason."""
-    frame = intake.take(record).frame
-    try:
-        return [] if frame is None else findings_in(frame)
-    except ValueError as error:
-        _log.warning("findings at offset %d cannot be taken up again: %s", record.offset, error)
-        return []
-
-
-def start_of(start: Start | Mapping[Topic, Start], topic: Topic) -> Start:
-    """The start of one topic."""
-    return start[topic] if isinstance(start, Mapping) else start
+                self._done = {
+                    topic: {**reached.get(topic, {}), **self._done.get(topic, {})}
+                    for topic in reached.keys() | self._done.keys()
+                }
 
 
 def _close_spare_loop(app: Any) -> None:

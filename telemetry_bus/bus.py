@@ -1,7 +1,10 @@
 """The bus: one small protocol, chosen by a URL.
 
-Offsets of a topic only grow; they need not be dense. A *group* is a name under which a reader remembers how far it has
-come; it takes no part in who reads what (there is no consumer group and nothing to rebalance).
+A topic is one or more *partitions*: the embedded log has one, a Kafka-protocol cluster as many as `nantucket bus init`
+has made. Offsets of a partition only grow; they need not be dense. No partition belongs to a GPU: a *key* (a job, a
+node, a rack) chooses one, so that what has to stay in order does. A *group* is a name under which a reader remembers
+how far it has come; it takes no part in who reads what (there is no consumer group and nothing to rebalance): that is
+said by a :class:`Slice`, a fixed set of partitions.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -45,9 +48,10 @@ class AtTime:
 
 @dataclass(frozen=True, slots=True)
 class AtOffset:
-    """Start at the first record whose offset is ``offset`` or more (partition 0, or each of ``partitions``).
+    """Start at the first record whose offset is ``offset`` or more (in every partition, or as ``partitions`` says).
 
-    What is older than the log keeps cannot be had: reading begins at the oldest, and the ledger counts the hole.
+    A partition that ``partitions`` does not name begins at its earliest. What is older than the log keeps cannot be
+    had: reading begins at the oldest, and the ledger counts the hole.
     """
 
     offset: int = 0
@@ -55,6 +59,35 @@ class AtOffset:
 
 
 Start = Latest | Earliest | AtTime | AtOffset
+
+Positions = Mapping[Topic, Mapping[int, int]]
+"""The next offset, by topic and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Slice ``index`` (from 0) of ``count``: the partitions ``p`` with ``p % count == index``.
+
+    ``count`` slices read a topic once between them. A topic with one partition (ticks, findings) is read by all.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"slice {self.index}/{self.count}: expected an index from 0 to {self.count - 1}")
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, partitions: int) -> Sequence[int]:
+        """Its partitions of a topic that has ``partitions``."""
+        return range(partitions) if partitions == 1 else range(self.index, partitions, self.count)
+
+
+WHOLE = Slice()
+"""Every partition."""
 
 
 class Subscription(Protocol):
@@ -82,30 +115,34 @@ class Bus(Protocol):
         """Close it; what has been published is durable already."""
         ...
 
-    async def publish(self, topic: Topic, payloads: Sequence[bytes]) -> Sequence[int]:
-        """Append ``payloads``, in order, and return their offsets once they are durable."""
+    async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
+        """Append ``payloads``, in order, to the partition that ``key`` chooses; their offsets once they are durable."""
         ...
 
     def subscribe(
-        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start]
+        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start], part: Slice = WHOLE
     ) -> AbstractAsyncContextManager[Subscription]:
-        """Read ``topics`` from ``start`` on. The embedded bus yields all topics in the one order of its log."""
+        """Read ``topics``, or that ``part`` of their partitions, from ``start`` on.
+
+        A reader that is behind gets the topics in the order of the bus's time: the embedded bus yields the one order of
+        its log, others approximate it across their partitions.
+        """
         ...
 
-    async def commit(self, group: str, offsets: Mapping[Topic, int]) -> None:
-        """Remember durably that ``group`` has dealt with everything before these offsets."""
+    async def commit(self, group: str, positions: Positions) -> None:
+        """Remember durably that ``group`` has dealt with everything before ``positions``. It never goes back."""
         ...
 
-    async def committed(self, group: str) -> Mapping[Topic, int]:
-        """How far ``group`` has come: the next offset of each topic that it has committed."""
+    async def committed(self, group: str) -> Positions:
+        """How far ``group`` has come, whichever of its members committed it."""
         ...
 
     async def identity(self) -> str:
         """Which log this is. A log that was made anew has another one, and old offsets mean nothing in it."""
         ...
 
-    async def end(self, topic: Topic) -> int:
-        """The offset that follows the newest record of ``topic``."""
+    async def ends(self, topic: Topic) -> Mapping[int, int]:
+        """For every partition of ``topic`` the offset that follows its newest record; 0 where it never had one."""
         ...
 
 

@@ -41,6 +41,7 @@ class DeadLetters:
                 "message": [refusal.message],
                 "payload_bytes": [len(record.payload)],
                 "payload": [record.payload[:PAYLOAD_BYTES_MAX]],
+                "partition": [record.partition],
             },
             now,
         )

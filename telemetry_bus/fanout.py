@@ -8,13 +8,14 @@ told how many records he skipped; nobody waits for him, neither the bus nor the 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from telemetry_bus.bus import AtOffset, Bus, Latest, Record, Start
+from telemetry_bus.bus import Bus, Latest, Record, Start
 from telemetry_bus.errors import BusError, BusUnavailable
+from telemetry_bus.reading import Reading
 from telemetry_bus.topics import Topic
 
 RING_BYTES = 16 * 1024 * 1024
@@ -204,8 +205,7 @@ class FanOut:
         self._start: Start = Latest() if start is None else start
         self._readers_max = readers_max
         self._rings: dict[Topic, Ring[Record]] = {topic: Ring(ring_bytes) for topic in self.topics}
-        self._following: dict[Topic, dict[int, int]] = {topic: {} for topic in self.topics}
-        self._ends: dict[Topic, int] = {}
+        self._reading: Reading | None = None
         self._caught_up = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._pump: asyncio.Task[None] | None = None
@@ -265,7 +265,8 @@ class FanOut:
         if offset is None:
             return FanOutReader(self, ring, ring.end)
         oldest = next(iter(ring), None)
-        earliest = oldest.offset if oldest is not None else self._ends.get(topic)
+        end = None if self._reading is None else self._reading.ends[topic].get(0)
+        earliest = end if oldest is None else oldest.offset
         if earliest is not None and offset < earliest:
             raise OffsetGone(topic, offset, earliest)
         position = next((ring.first + at for at, record in enumerate(ring) if record.offset >= offset), ring.end)
@@ -296,31 +297,17 @@ class FanOut:
             raise
 
     async def _subscribe(self) -> None:
-        for topic in self.topics:
-            if topic not in self._ends:
-                self._ends[topic] = await self._bus.end(topic)
-        async with self._bus.subscribe(self.topics, self._starts()) as subscription:
+        if self._reading is None:
+            ends = {topic: await self._bus.ends(topic) for topic in self.topics}
+            self._reading = Reading(dict.fromkeys(self.topics, self._start), ends)
+        async with self._bus.subscribe(self.topics, self._reading.starts()) as subscription:
             self.subscriptions += 1
             self.available = True
             if await subscription.caught_up():
                 self._caught_up.set()
             async for records in subscription:
-                self._take(records)
+                self.bus_reads += 1
+                for record in self._reading.take(records):
+                    self._rings[record.topic].append(record, len(record.payload))
                 if not self._caught_up.is_set() and await subscription.caught_up():
                     self._caught_up.set()
-
-    def _starts(self) -> Mapping[Topic, Start]:
-        return {topic: self._start_of(topic, self._following[topic]) for topic in self.topics}
-
-    def _start_of(self, topic: Topic, following: dict[int, int]) -> Start:
-        if not following:
-            # A second time, "the latest" would leave out what came while the bus was away.
-            again = self.subscriptions > 0 and isinstance(self._start, Latest)
-            return AtOffset(self._ends[topic]) if again else self._start
-        return AtOffset(following[0]) if set(following) == {0} else AtOffset(partitions=dict(following))
-
-    def _take(self, records: Sequence[Record]) -> None:
-        self.bus_reads += 1
-        for record in records:
-            self._following[record.topic][record.partition] = record.offset + 1
-            self._rings[record.topic].append(record, len(record.payload))

@@ -70,6 +70,22 @@ GPU_METRICS: tuple[Metric, ...] = (
     _counter("row_remap_uncorrected_count", "Memory rows remapped after uncorrectable errors."),
     _gauge("row_remap_pending", "1 if a row remap waits for a reset, else 0."),
     _gauge("row_remap_failed", "1 if a row remap has failed, else 0."),
+    _gauge("power_instant_watts", "Board power at one instant."),
+    _gauge("graphics_active_ratio", "Share of cycles in which any part of the graphics engine was busy, 0 to 1."),
+    _gauge("sm_occupancy_ratio", "Resident warps as a share of the most that the SMs can hold, 0 to 1."),
+    _gauge("pcie_link_generation_max", "Highest generation that the PCIe link can run at."),
+    _gauge("pcie_link_width_max", "Most lanes that the PCIe link can run with."),
+    _counter("power_cap_seconds", "Time with clocks held down by the software power cap, a normal state.", "double"),
+    _counter("power_brake_seconds", "Time with clocks held down by the external power brake.", "double"),
+    _counter("software_thermal_slowdown_seconds", "Time with clocks held down by the driver for heat.", "double"),
+    _counter("hardware_thermal_slowdown_seconds", "Time with clocks held down by hardware for heat.", "double"),
+    _counter("ecc_corrected_aggregate_count", "Corrected ECC errors in the life of the GPU."),
+    _counter("ecc_uncorrected_aggregate_count", "Uncorrected ECC errors in the life of the GPU."),
+    _counter("row_remap_corrected_count", "Memory rows remapped after correctable errors."),
+    _counter("nvlink_crc_error_count", "NVLink CRC errors, over all links."),
+    _counter("nvlink_replay_count", "NVLink packets sent again, over all links."),
+    _counter("nvlink_recovery_count", "NVLink recoveries, over all links."),
+    _gauge("recovery_action", "What the driver asks for: 0 nothing, 1 GPU reset, 2 reboot, 3 drain, 4 drain and reset."),
 )
 
 GPU_METRIC_NAMES: tuple[str, ...] = tuple(metric.name for metric in GPU_METRICS)

@@ -197,6 +197,7 @@ DEAD = _schema(
     ("message", pa.string()),
     ("payload_bytes", pa.int64()),
     ("payload", pa.binary()),
+    ("partition", pa.int32()),
     required=frozenset({"time", "topic", "reason", "message", "payload_bytes"}),
 )
 """``dead/1``: one row is one thing that could not be read, its reason, and its first bytes."""

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self, TypeVar
 
-from telemetry_bus.bus import AtOffset, AtTime, Earliest, Record, Start
+from telemetry_bus.bus import WHOLE, AtOffset, AtTime, Earliest, Positions, Record, Slice, Start
 from telemetry_bus.embedded.folder import prepare
 from telemetry_bus.embedded.store import DEFAULT_LIMITS, LogFile, TopicLimit
 from telemetry_bus.embedded.wake import Knocker
@@ -26,6 +26,8 @@ PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX
 """No reader would take a larger one, and one publisher's mistake must not fail a group that others share."""
 OFFSET_END = 1 << 63
 """SQLite's integers end there."""
+PARTITION = 0
+"""The only one."""
 READ_THREADS = 2
 """A read is short; two threads keep a long catch-up from delaying the live readers of the same process."""
 
@@ -72,8 +74,12 @@ class EmbeddedBus:
         if knocker is not None:
             knocker.close()
 
-    async def publish(self, topic: Topic, payloads: Sequence[bytes]) -> Sequence[int]:
-        """Append ``payloads`` and return their offsets once they are on disk, in one sync with whatever else waits."""
+    async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
+        """Append ``payloads`` and return their offsets once they are on disk, in one sync with whatever else waits.
+
+        There is one partition, whatever the ``key``.
+        """
+        del key
         if self._writer is None:
             raise BusClosed(self.url, f"publish to {topic}")
         _check_payloads(topic, payloads)
@@ -81,25 +87,24 @@ class EmbeddedBus:
         self._published.set()
         return offsets
 
-    async def commit(self, group: str, offsets: Mapping[Topic, int]) -> None:
+    async def commit(self, group: str, positions: Positions) -> None:
         """Remember durably how far ``group`` has come."""
         if self._writer is None:
             raise BusClosed(self.url, f"commit for {group}")
-        if beyond := {topic: offset for topic, offset in offsets.items() if not 0 <= offset < OFFSET_END}:
-            raise ValueError(f"expected offsets from 0 to 2^63 - 1 for the group {group!r}, found {beyond}")
-        await self._writer.remember(group, offsets)
+        await self._writer.remember(group, _offsets_in(group, positions))
 
-    async def committed(self, group: str) -> Mapping[Topic, int]:
+    async def committed(self, group: str) -> Positions:
         """How far ``group`` has come."""
-        return await self._read(lambda log: log.remembered(group))
+        offsets = await self._read(lambda log: log.remembered(group))
+        return {topic: {PARTITION: offset} for topic, offset in offsets.items()}
 
     async def identity(self) -> str:
         """Which log this is: the UUID that it got when it was made."""
         return await self._read(lambda log: log.identity())
 
-    async def end(self, topic: Topic) -> int:
-        """The offset that follows the newest record of ``topic``."""
-        return await self._read(lambda log: log.end(topic))
+    async def ends(self, topic: Topic) -> Mapping[int, int]:
+        """The offset that follows the newest record of ``topic``, in its one partition."""
+        return {PARTITION: await self._read(lambda log: log.end(topic))}
 
     async def check(self, seconds_max: float) -> bool:
         """Look through the log's file for damage; False if it was not all seen in time. Raises UnreadableLog."""
@@ -108,9 +113,10 @@ class EmbeddedBus:
 
     @contextlib.asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start]
+        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start], part: Slice = WHOLE
     ) -> AsyncIterator["EmbeddedSubscription"]:
-        """Read ``topics`` in the one order of the log."""
+        """Read ``topics`` in the one order of the log. It has one partition, which every slice reads."""
+        del part
         starts = start if isinstance(start, Mapping) else dict.fromkeys(topics, start)
         first = {topic: await self._first(topic, starts[topic]) for topic in topics}
         yield EmbeddedSubscription(self, first)
@@ -118,7 +124,7 @@ class EmbeddedBus:
     async def _first(self, topic: Topic, start: Start) -> int:
         match start:
             case AtOffset(offset, partitions):
-                return offset if partitions is None else partitions.get(0, 0)
+                return offset if partitions is None else partitions.get(PARTITION, 0)
             case AtTime(time):
                 return await self._read(lambda log: log.at_time(topic, time))
             case Earliest():
@@ -143,6 +149,13 @@ class EmbeddedBus:
         if self._knocker is None:
             raise BusClosed(self.url, "read")
         return count
+
+
+def _offsets_in(group: str, positions: Positions) -> dict[Topic, int]:
+    offsets = {topic: offsets[PARTITION] for topic, offsets in positions.items() if offsets}
+    if beyond := {topic: offset for topic, offset in offsets.items() if not 0 <= offset < OFFSET_END}:
+        raise ValueError(f"expected offsets from 0 to 2^63 - 1 for the group {group!r}, found {beyond}")
+    return offsets
 
 
 def _check_payloads(topic: Topic, payloads: Sequence[bytes]) -> None:
@@ -179,8 +192,8 @@ class EmbeddedSubscription:
 
     async def caught_up(self) -> bool:
         """Whether everything that was on the bus when this was called has been yielded."""
-        ends = [await self._bus.end(topic) for topic in self._first]
-        return self._cursor >= max(ends)
+        ends = [await self._bus.ends(topic) for topic in self._first]
+        return self._cursor >= max(end[PARTITION] for end in ends)
 
 
 class _Readers:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from app.roles import IDLE_SECONDS_MAX, DetectorsAtWork
-from detectors.agents import GROUP
+from detectors.position import GROUP
 from telemetry_bus import Topic, open_bus
 from telemetry_bus.runtime.clock import ManualClock
 
@@ -16,10 +16,10 @@ async def test_detectors_that_stand_still_are_blindness(tmp_path: Path) -> None:
         assert await at_work.blindness() is None, "a start is given its time"
         clock.advance(IDLE_SECONDS_MAX + 1)
         assert "dealt with nothing" in str(await at_work.blindness())
-        await bus.commit(GROUP, {Topic.TICKS: 5})
+        await bus.commit(GROUP, {Topic.TICKS: {0: 5}})
         assert await at_work.blindness() is None
         clock.advance(IDLE_SECONDS_MAX / 2)
-        await bus.commit(GROUP, {Topic.TICKS: 6})
+        await bus.commit(GROUP, {Topic.TICKS: {0: 6}})
         assert await at_work.blindness() is None
         clock.advance(IDLE_SECONDS_MAX + 1)
         assert "dealt with nothing" in str(await at_work.blindness())

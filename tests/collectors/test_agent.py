@@ -191,13 +191,13 @@ async def reading_of(source: Source) -> SourceReading:
 
 async def test_the_queue_is_bounded_in_bytes_too() -> None:
     """Large frames force out old ones long before there are many."""
-    reading = await reading_of(SimulatedFleet(4_000).build())
+    reading = await reading_of(SimulatedFleet(2_000).build())
     assert reading.gpus is not None
     frame = next(iter(Framer(None).gpu_frames(reading.gpus, 0.0)))
     queue = FrameQueue(bytes_max=3 * frame.batch.nbytes)
     dropped = [gone for _ in range(10) for gone in queue.put(Topic.GPU, frame, 0.0)]
     assert len(queue) == 3
-    assert [gone.rows for gone in dropped] == [4_000] * 7
+    assert [gone.rows for gone in dropped] == [2_000] * 7
     assert all(gone.simulated for gone in dropped)
 
 
@@ -343,12 +343,12 @@ async def test_a_fleet_of_many_nodes_is_one_run_a_node_and_loses_none_at_the_far
     time, bus, intake = VirtualTime(), RecordingBus(), Intake()
     async with simulated_agent(bus, time, SimulatedFleet(5_000, faults=faults)):
         await time.pass_by(5.0)
-        frames = await bus.has(Topic.GPU, 12)
+        frames = await bus.has(Topic.GPU, 18)
     rows = 0
     for offset, (topic, payload) in enumerate(bus.published):
         taken = intake.take(Record(topic, 0, offset, time.now(), payload))
         assert taken.refusals == ()
         rows += taken.frame.rows if topic is Topic.GPU and taken.frame is not None else 0
-    assert len(frames) == 12  # two of at most 512 nodes for each of six readings
+    assert len(frames) == 18  # three of at most 256 nodes for each of six readings
     assert rows == 6 * 5_000 - 5 - 2 * 8
     assert {run.seq for frame in frames for run in frame.manifest if run.source == "sim-0600/gpu"} == {0, 1, 2, 3}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from collectors.errors import InvalidFault, InvalidSimulation
-from collectors.framing import Framer
+from collectors.framing import NODES_PER_FRAME_MAX, Framer
 from collectors.simulated import Fault, FaultKind, SimulatedFleet
 from collectors.simulation_faults import HW_THERMAL, POWER_BRAKE, SW_THERMAL
 from collectors.simulation_model import parameters
@@ -93,7 +93,7 @@ def test_frames_and_events_say_that_they_are_simulated() -> None:
 
 def test_the_largest_frame_of_the_largest_nodes_is_one_that_readers_take() -> None:
     """However the fleet is cut into nodes, its frames stay below the bus's bound."""
-    reading = SimulatedFleet(512 * 64, gpus_per_node=64).build().reading(NOW)
+    reading = SimulatedFleet(NODES_PER_FRAME_MAX * 64, gpus_per_node=64).build().reading(NOW)
     assert reading.gpus is not None
     (frame,) = Framer("a-region-with-a-long-name").gpu_frames(reading.gpus, NOW)
     assert len(encode(frame)) < FRAME_BYTES_MAX / 2

@@ -47,7 +47,7 @@ async def commit(order: dict[str, Any], out: TextIO) -> None:
     """Commit 0, 1, 2, ... of telemetry.train for the group ``name``, and write each when it has returned."""
     async with open_bus(order["url"], SystemClock()) as bus:
         for number in _numbers(order):
-            await bus.commit(order["name"], {Topic.TRAIN: number})
+            await bus.commit(order["name"], {Topic.TRAIN: {0: number}})
             out.write(f"{number}\n")
 
 

@@ -166,7 +166,7 @@ async def test_a_log_that_was_killed_goes_on_with_larger_offsets(bus_factory: Bu
     await child.written(3)
     last = max(int(line.split()[0]) for line in await child.killed())
     async with bus_factory() as bus:
-        assert await bus.end(Topic.TRAIN) > last
+        assert (await bus.ends(Topic.TRAIN))[0] > last
         assert (await bus.publish(Topic.TRAIN, [b"after"]))[0] > last
 
 
@@ -300,13 +300,13 @@ async def test_a_position_is_remembered_and_never_goes_back(bus_factory: BusFact
     """A group has one position a topic; a smaller one is ignored, other topics and groups are left alone."""
     async with bus_factory() as bus:
         assert await bus.committed("detect") == {}
-        await bus.commit("detect", {Topic.TRAIN: 7, Topic.GPU: 3})
-        await bus.commit("detect", {Topic.TRAIN: 5})
-        await bus.commit("alert", {Topic.TRAIN: 1})
-        assert await bus.committed("detect") == {Topic.TRAIN: 7, Topic.GPU: 3}
+        await bus.commit("detect", {Topic.TRAIN: {0: 7}, Topic.GPU: {0: 3}})
+        await bus.commit("detect", {Topic.TRAIN: {0: 5}})
+        await bus.commit("alert", {Topic.TRAIN: {0: 1}})
+        assert await bus.committed("detect") == {Topic.TRAIN: {0: 7}, Topic.GPU: {0: 3}}
     async with bus_factory() as bus:
-        assert await bus.committed("detect") == {Topic.TRAIN: 7, Topic.GPU: 3}
-        assert await bus.committed("alert") == {Topic.TRAIN: 1}
+        assert await bus.committed("detect") == {Topic.TRAIN: {0: 7}, Topic.GPU: {0: 3}}
+        assert await bus.committed("alert") == {Topic.TRAIN: {0: 1}}
 
 
 async def test_a_committed_position_survives_a_kill_at_any_moment(
@@ -319,17 +319,17 @@ async def test_a_committed_position_survives_a_kill_at_any_moment(
         await asyncio.sleep(moments.uniform(0, 0.004))
         returned = [int(line) for line in await child.killed()]
         async with bus_factory() as bus:
-            position = (await bus.committed(f"group{attempt}"))[Topic.TRAIN]
+            position = (await bus.committed(f"group{attempt}"))[Topic.TRAIN][0]
         assert position in (returned[-1], returned[-1] + 1)
 
 
 async def test_the_end_follows_the_newest_record_of_its_topic(bus_factory: BusFactory) -> None:
     """It is 0 for a topic that never had a record, and other topics do not move it."""
     async with bus_factory() as bus:
-        assert await bus.end(Topic.TRAIN) == 0
+        assert (await bus.ends(Topic.TRAIN))[0] == 0
         offsets = await bus.publish(Topic.TRAIN, numbered(3))
         await bus.publish(Topic.GPU, numbered(3))
-        assert await bus.end(Topic.TRAIN) == offsets[-1] + 1
+        assert (await bus.ends(Topic.TRAIN))[0] == offsets[-1] + 1
 
 
 async def test_a_publisher_that_is_cancelled_leaves_the_bus_working(bus_factory: BusFactory) -> None:
@@ -357,9 +357,9 @@ async def test_a_bus_that_is_not_open_says_so(bus_factory: BusFactory) -> None:
 
     calls: list[Callable[[], object]] = [
         lambda: bus.publish(Topic.TRAIN, [b"payload"]),
-        lambda: bus.commit("group", {Topic.TRAIN: 1}),
+        lambda: bus.commit("group", {Topic.TRAIN: {0: 1}}),
         lambda: bus.committed("group"),
-        lambda: bus.end(Topic.TRAIN),
+        lambda: bus.ends(Topic.TRAIN),
         subscribe,
     ]
     for _ in range(2):
@@ -407,7 +407,7 @@ async def trimmed(bus: Bus, clock: ManualClock, wanted: Callable[[list[Record]],
     async with asyncio.timeout(WAIT_SECONDS):
         while not wanted(kept := await everything(bus, [Topic.TRAIN], Earliest())):
             clock.advance(6.0)
-            await bus.commit("whoever", {Topic.GPU: 1})
+            await bus.commit("whoever", {Topic.GPU: {0: 1}})
     return kept
 
 
@@ -447,8 +447,8 @@ async def test_the_bound_holds_for_a_publisher_of_many_records(bus_factory: BusF
         for _ in range(10):
             await bus.publish(Topic.TRAIN, [bytes(100)] * 2000)
             clock.advance(10.0)
-        await bus.commit("whoever", {Topic.GPU: 1})
-        await bus.commit("whoever", {Topic.GPU: 1})
+        await bus.commit("whoever", {Topic.GPU: {0: 1}})
+        await bus.commit("whoever", {Topic.GPU: {0: 1}})
         assert len(await everything(bus, [Topic.TRAIN], Earliest())) <= 3000
 
 
@@ -458,14 +458,14 @@ async def test_offsets_go_on_growing_after_everything_was_trimmed(bus_factory: B
     async with bus_factory(clock, keep_bytes=0) as bus:
         offsets = list(await bus.publish(Topic.TRAIN, numbered(5)))
         await trimmed(bus, clock, at_most(0))
-        assert await bus.end(Topic.TRAIN) == offsets[-1] + 1
+        assert (await bus.ends(Topic.TRAIN))[0] == offsets[-1] + 1
         async with bus.subscribe([Topic.TRAIN], AtOffset(0)) as subscription:
             assert await everything(bus, [Topic.TRAIN], AtOffset(0)) == []
             offsets += await bus.publish(Topic.TRAIN, [b"again"])
             assert [record.payload for record in await read(subscription, 1)] == [b"again"]
         await trimmed(bus, clock, at_most(0))
     async with bus_factory(clock) as bus:
-        assert await bus.end(Topic.TRAIN) == offsets[-1] + 1
+        assert (await bus.ends(Topic.TRAIN))[0] == offsets[-1] + 1
         offsets += await bus.publish(Topic.TRAIN, [b"reopened"])
         assert await payloads(bus, Topic.TRAIN) == [b"reopened"]
     assert offsets == sorted(set(offsets))

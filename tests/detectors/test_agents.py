@@ -14,15 +14,13 @@ import pytest
 from detectors import Detector, ReaderHealth, default_detectors, detector_config
 from detectors.agents import (
     CATCH_UP_SECONDS,
-    FIRST_SECONDS,
     GAP_SECONDS,
-    GROUP,
     IN_FLIGHT_BYTES_MAX,
-    WARM_SECONDS,
     DetectorService,
 )
+from detectors.position import FIRST_SECONDS, GROUP, WARM_SECONDS
 from telemetry_bus import BusUnavailable, Earliest, Frame, FrameMaker, Intake, Record, Topic, encode, findings_in
-from telemetry_bus.bus import Start, Subscription
+from telemetry_bus.bus import WHOLE, Positions, Slice, Start, Subscription
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.embedded import EmbeddedBus
 from telemetry_bus.findings import Finding, FindingKind, finding_id
@@ -102,42 +100,42 @@ class Unwilling:
     async def __aexit__(self, *exc_info: object) -> None:
         """Whoever opened it closes it."""
 
-    async def publish(self, topic: Topic, payloads: Sequence[bytes]) -> Sequence[int]:
+    async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
         """Publish, or refuse."""
         if self.refusals.get(topic, 0) > 0:
             self.refusals[topic] -= 1
             self.refused += 1
             raise BusUnavailable(self.url, f"publish to {topic}", OSError("away"))
-        return await self._bus.publish(topic, payloads)
+        return await self._bus.publish(topic, payloads, key)
 
     @contextlib.asynccontextmanager
     async def _subscribed(
-        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start]
+        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start], part: Slice
     ) -> AsyncIterator[Subscription]:
-        async with self._bus.subscribe(topics, start) as subscription:
+        async with self._bus.subscribe(topics, start, part) as subscription:
             yield Breaking(self, subscription) if Topic.TICKS in topics else subscription
 
     def subscribe(
-        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start]
+        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start], part: Slice = WHOLE
     ) -> AbstractAsyncContextManager[Subscription]:
         """Read, until reading breaks."""
-        return self._subscribed(topics, start)
+        return self._subscribed(topics, start, part)
 
-    async def commit(self, group: str, offsets: Mapping[Topic, int]) -> None:
+    async def commit(self, group: str, positions: Positions) -> None:
         """Commit, or refuse."""
-        self.asked_to_commit.update(offsets)
+        self.asked_to_commit.update({topic: offsets[0] for topic, offsets in positions.items()})
         if self.commits_refused > 0:
             self.commits_refused -= 1
             raise BusUnavailable(self.url, "commit", OSError("away"))
-        await self._bus.commit(group, offsets)
+        await self._bus.commit(group, positions)
 
-    async def committed(self, group: str) -> Mapping[Topic, int]:
+    async def committed(self, group: str) -> Positions:
         """What is committed."""
         return await self._bus.committed(group)
 
-    async def end(self, topic: Topic) -> int:
+    async def ends(self, topic: Topic) -> Mapping[int, int]:
         """The end of a topic."""
-        return await self._bus.end(topic)
+        return await self._bus.ends(topic)
 
 
 class Breaking:
@@ -209,15 +207,23 @@ class Scene:
             if ticks:
                 await self.tick()
 
+    async def end(self, topic: Topic) -> int:
+        """The offset behind the newest record of `topic`."""
+        return (await self.real.ends(topic))[0]
+
+    async def committed(self) -> dict[Topic, int]:
+        """How far the detectors have come."""
+        return {topic: offsets[0] for topic, offsets in (await self.real.committed(GROUP)).items()}
+
     async def dealt_with(self) -> None:
         """Wait until everything that is on the bus has been dealt with."""
         for topic in (Topic.TRAIN, Topic.TICKS):
-            await self.committed_beyond(await self.real.end(topic) - 1, topic)
+            await self.committed_beyond(await self.end(topic) - 1, topic)
 
     async def records(self, topic: Topic) -> list[Frame]:
         """Every frame of `topic`."""
         intake, frames = Intake(), list[Frame]()
-        if not await self.real.end(topic):
+        if not await self.end(topic):
             return frames
         async with self.real.subscribe([topic], Earliest()) as subscription:
             async for records in subscription:
@@ -249,7 +255,7 @@ class Scene:
         """Wait until the detectors' position is behind `offset` (or would be, if the bus took it)."""
 
         async def beyond() -> bool:
-            reached = self.bus.asked_to_commit if but_refused else await self.real.committed(GROUP)
+            reached = self.bus.asked_to_commit if but_refused else await self.committed()
             return reached.get(topic, 0) > offset
 
         await until(beyond)
@@ -260,7 +266,7 @@ class Scene:
 
     async def _all_committed(self, end: int) -> bool:
         """Whether the position of every topic is behind all of its records before `end`."""
-        committed = await self.real.committed(GROUP)
+        committed = await self.committed()
         last = dict[Topic, int]()
         async with self.real.subscribe((Topic.GPU, Topic.TRAIN, Topic.TICKS), Earliest()) as subscription:
             async for records in subscription:
@@ -339,7 +345,7 @@ async def test_a_finding_waits_for_a_bus_that_refuses_it(scene: Scene) -> None:
     async with scene.running(Echo("echo")) as service:
         offset = await scene.step(1)
         while scene.bus.refused < 3:
-            assert (await scene.real.committed(GROUP)).get(Topic.TRAIN, 0) <= offset
+            assert (await scene.committed()).get(Topic.TRAIN, 0) <= offset
             assert service.stats.findings == {"echo": 0}
             await asyncio.sleep(0.002)
         await scene.committed_beyond(offset)
@@ -509,11 +515,11 @@ async def test_nobody_is_paged_for_silence_while_nantucket_itself_was_down(scene
     async with scene.running(detector_config(name).build()):
         for number in range(10):
             await second(number, alive=False)
-        await scene.committed_beyond(await scene.real.end(Topic.TICKS) - 1, Topic.TICKS)
+        await scene.committed_beyond(await scene.end(Topic.TICKS) - 1, Topic.TICKS)
         assert await scene.said() == []
         for number in range(160):
             await second(number, alive=False)
-        await scene.committed_beyond(await scene.real.end(Topic.TICKS) - 1, Topic.TICKS)
+        await scene.committed_beyond(await scene.end(Topic.TICKS) - 1, Topic.TICKS)
     assert {finding.kind.value for finding in await scene.said()} == {name}
 
 
@@ -530,7 +536,7 @@ async def test_what_was_silent_is_not_called_well_because_nobody_watched(scene: 
                 payload = encode(gpus.make("gpu/1", row | {"gpu_utilization_percent": [99.0]}, now))
                 await scene.real.publish(Topic.GPU, [payload])
             await scene.tick()
-        await scene.committed_beyond(await scene.real.end(Topic.TICKS) - 1, Topic.TICKS)
+        await scene.committed_beyond(await scene.end(Topic.TICKS) - 1, Topic.TICKS)
     assert [(finding.kind.value, finding.state) for finding in await scene.said()] == [(name, FindingState.FIRING)]
 
 
@@ -553,8 +559,8 @@ async def test_the_first_rows_of_a_topic_are_found_however_long_nobody_read(scen
         scene.clock.advance(2 * WARM_SECONDS)
     await scene.tick()
     async with scene.running(detector_config("nonfinite").build()):
-        await scene.committed_beyond(await scene.real.end(Topic.TICKS) - 1, Topic.TICKS)
-        await scene.committed_beyond(await scene.real.end(Topic.TRAIN) - 1)
+        await scene.committed_beyond(await scene.end(Topic.TICKS) - 1, Topic.TICKS)
+        await scene.committed_beyond(await scene.end(Topic.TRAIN) - 1)
     await scene.step(1, job="meanwhile", grad_norm=NAN)
     scene.clock.advance(6 * WARM_SECONDS)
     async with scene.running(detector_config("nonfinite").build()):

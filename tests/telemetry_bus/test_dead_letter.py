@@ -17,11 +17,11 @@ class Away(EmbeddedBus):
 
     is_away = False
 
-    async def publish(self, topic: Topic, payloads: Sequence[bytes]) -> Sequence[int]:
+    async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
         """Publish, or refuse."""
         if self.is_away:
             raise BusUnavailable(self.url, "publish", OSError("away"))
-        return await super().publish(topic, payloads)
+        return await super().publish(topic, payloads, key)
 
 
 @pytest.fixture

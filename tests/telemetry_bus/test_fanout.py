@@ -9,7 +9,7 @@ from typing import Self
 
 import pytest
 
-from telemetry_bus.bus import AtOffset, Earliest, Latest, Record, Start, open_bus
+from telemetry_bus.bus import WHOLE, AtOffset, Earliest, Latest, Positions, Record, Slice, Start, open_bus
 from telemetry_bus.errors import BusUnavailable
 from telemetry_bus.fanout import FanOut, FanOutReader, OffsetGone, ReadersFull, Skipped
 from telemetry_bus.runtime.clock import SystemClock
@@ -41,17 +41,17 @@ class MemoryBus:
         self.changed.set()
         self.changed = asyncio.Event()
 
-    async def publish(self, topic: Topic, payloads: Sequence[bytes]) -> Sequence[int]:
+    async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
         offsets = []
         for payload in payloads:
-            offsets.append(await self.end(topic))
+            offsets.append((await self.ends(topic))[0])
             self.records.append(Record(topic, 0, offsets[-1], 0.0, payload))
         self.poke()
         return offsets
 
     @contextlib.asynccontextmanager
     async def subscribe(
-        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start]
+        self, topics: Sequence[Topic], start: Start | Mapping[Topic, Start], part: Slice = WHOLE
     ) -> AsyncIterator[MemoryRead]:
         self.refuse_if_away()
         starts = start if isinstance(start, Mapping) else dict.fromkeys(topics, start)
@@ -64,8 +64,8 @@ class MemoryBus:
         match start:
             case Latest():
                 return held
-            case AtOffset(offset):
-                return offset
+            case AtOffset(offset, partitions):
+                return offset if partitions is None else partitions[0]
             case _:
                 return 0
 
@@ -74,15 +74,15 @@ class MemoryBus:
         if self.away:
             raise BusUnavailable(self.url, "read", ConnectionError("away"))
 
-    async def commit(self, group: str, offsets: Mapping[Topic, int]) -> None:
+    async def commit(self, group: str, positions: Positions) -> None:
         raise NotImplementedError
 
-    async def committed(self, group: str) -> Mapping[Topic, int]:
+    async def committed(self, group: str) -> Positions:
         raise NotImplementedError
 
-    async def end(self, topic: Topic) -> int:
+    async def ends(self, topic: Topic) -> Mapping[int, int]:
         self.refuse_if_away()
-        return sum(record.topic is topic for record in self.records)
+        return {0: sum(record.topic is topic for record in self.records)}
 
 
 class MemoryRead:
@@ -209,7 +209,7 @@ async def test_what_came_while_the_bus_was_away_comes_afterwards_and_nothing_twi
             (item,) = await take(reader, 1)
         assert isinstance(item, Record)
         assert item.payload == b"during"
-        assert bus.opened[-1] == {Topic.GPU: AtOffset(1)}
+        assert bus.opened[-1] == {Topic.GPU: AtOffset(partitions={0: 1})}
 
 
 async def test_readers_end_when_the_fan_out_is_closed() -> None:

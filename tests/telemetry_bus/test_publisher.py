@@ -23,13 +23,13 @@ class Refusing(EmbeddedBus):
         super().__init__(folder, clock)
         self.clock, self.refuse, self.takes_seconds = clock, 0, 0.0
 
-    async def publish(self, topic: Topic, payloads: Sequence[bytes]) -> Sequence[int]:
+    async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
         """Publish, or refuse."""
         self.clock.advance(self.takes_seconds)
         if self.refuse > 0:
             self.refuse -= 1
             raise BusUnavailable(self.url, "publish", OSError("away"))
-        return await super().publish(topic, payloads)
+        return await super().publish(topic, payloads, key)
 
     async def frames(self, topic: Topic) -> list[Frame]:
         """Every frame of `topic`, as a reader takes it."""

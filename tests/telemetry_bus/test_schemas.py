@@ -18,6 +18,7 @@ UNITS = (
     "_celsius",
     "_watts",
     "_joules",
+    "_seconds",
     "_mhz",
     "_ratio",
     "_bytes_per_second",
@@ -28,6 +29,9 @@ WITHOUT_UNIT = {
     "clocks_event_reasons": "bits",
     "pcie_link_generation": "a rank, 1 to 6",
     "pcie_link_width": "lanes",
+    "pcie_link_generation_max": "a rank, 1 to 6",
+    "pcie_link_width_max": "lanes",
+    "recovery_action": "a code, 0 to 5",
     "row_remap_pending": "0 or 1",
     "row_remap_failed": "0 or 1",
 }

@@ -210,7 +210,7 @@ async def test_a_log_that_is_taken_away_is_noticed_by_publishers_and_readers(tmp
     folder = tmp_path / "bus"
     async with EmbeddedBus(folder, SystemClock()) as bus:
         await bus.publish(Topic.TRAIN, [b"before"])
-        assert await bus.end(Topic.TRAIN) == 2
+        assert (await bus.ends(Topic.TRAIN))[0] == 2
         await asyncio.to_thread(shutil.rmtree, folder)
         if replaced:
             await opened(folder)
@@ -219,9 +219,9 @@ async def test_a_log_that_is_taken_away_is_noticed_by_publishers_and_readers(tmp
         assert isinstance(told.value, LogRemoved)
         assert told.value.retryable
         with pytest.raises(LogRemoved, match="Restart every process"):
-            await bus.commit("reader", {Topic.TRAIN: 1})
+            await bus.commit("reader", {Topic.TRAIN: {0: 1}})
         with pytest.raises(LogRemoved):
-            await bus.end(Topic.TRAIN)
+            (await bus.ends(Topic.TRAIN))[0]
 
 
 async def test_a_check_finds_damage_that_no_read_has_met(tmp_path: Path) -> None:
@@ -326,8 +326,8 @@ async def test_an_offset_that_cannot_be_is_not_committed(tmp_path: Path, offset:
     """The caller is told, and the writer goes on."""
     async with EmbeddedBus(tmp_path, SystemClock()) as bus:
         with pytest.raises(ValueError, match="expected offsets from 0"):
-            await bus.commit("group", {Topic.TRAIN: offset})
-        await bus.commit("group", {Topic.TRAIN: 1})
+            await bus.commit("group", {Topic.TRAIN: {0: offset}})
+        await bus.commit("group", {Topic.TRAIN: {0: 1}})
 
 
 class BrokenClock(ManualClock):
@@ -345,7 +345,7 @@ async def test_a_fault_of_the_writer_leaves_nobody_waiting(tmp_path: Path) -> No
         for _ in range(2):
             answers = await asyncio.gather(
                 *(bus.publish(Topic.TRAIN, [b"payload"]) for _ in range(20)),
-                bus.commit("group", {Topic.TRAIN: 1}),
+                bus.commit("group", {Topic.TRAIN: {0: 1}}),
                 return_exceptions=True,
             )
             assert {type(answer) for answer in answers} == {BusUnavailable}
