@@ -2,8 +2,8 @@
 
 `python -m scripts.services` gets what is missing and says what cannot be had; `--list` only looks. On Debian nothing
 is asked: packages with many libraries are installed (as root), the others are unpacked into a cache outside the
-repository, so that no daemon of theirs starts on a standard port. Elsewhere one line says what is missing and how to
-get it.
+repository, so that no daemon of theirs starts on a standard port. Kafka's jars are fetched into that cache by the
+machine's Maven. Elsewhere one line says what is missing and how to get it.
 Exit status: 0, or 1 under CI=true when something is missing.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-APT_SECONDS_MAX = 600  # the largest package set (chromium, about 100 MB of archives) over a slow line
+FETCH_SECONDS_MAX = 600  # the largest set (chromium, about 100 MB of archives) over a slow line
+KAFKA_VERSION = "4.1.0"
+JAVA_MIN = 17  # what Kafka 4's broker is compiled for
+KAFKA_POM = """<project>
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>nantucket</groupId>
+  <artifactId>kafka-for-tests</artifactId>
+  <version>1</version>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{kafka}</version>
+    </dependency>
+    <dependency>
+      <groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.24.3</version>
+    </dependency>
+  </dependencies>
+</project>
+"""
+KAFKA_LAUNCHER = """#!/bin/sh
+# Kafka {kafka}: runs the class that is its first argument; JAVA_OPTS go to Java.
+exec java $JAVA_OPTS -cp "$(dirname "$0")/../../libs/*" "$@"
+"""
 
 
 class ServiceError(Exception):
@@ -37,10 +59,14 @@ class Service:
     fetch: Callable[[Service], None]
     reads: Path | None = None
     """A folder that the program reads from one place only; without it the program is as good as missing."""
+    runs_on: str | None = None
+    """A program in PATH that runs it; without it the program is as good as missing."""
 
     def locate(self) -> Path | None:
         """Return the program in PATH, else in the cache, else None."""
         if self.reads is not None and not self.reads.exists():
+            return None
+        if self.runs_on is not None and shutil.which(self.runs_on) is None:
             return None
         for executable in self.executables:
             if found := shutil.which(executable):
@@ -101,6 +127,35 @@ def unpack_and_link(service: Service) -> None:
         reads.symlink_to(cache_folder() / service.name / reads.relative_to("/"))
 
 
+def fetch_kafka(service: Service) -> None:
+    """Fetch the broker's jars with Maven into the cache; Java and Maven are installed first, on Debian as root."""
+    if shutil.which("java") is None or shutil.which("mvn") is None:
+        install(service)
+    version = java_version(_run(["java", "-version"]))
+    if version < JAVA_MIN:
+        raise ServiceError(f"{service.missing()} (java is version {version}, Kafka {KAFKA_VERSION} needs {JAVA_MIN})")
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    target = cache_folder() / service.name
+    with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f"{service.name}-") as scratch:
+        root = Path(scratch) / "root"
+        (root / "usr" / "bin").mkdir(parents=True)
+        pom = Path(scratch) / "pom.xml"
+        pom.write_text(KAFKA_POM.format(kafka=KAFKA_VERSION))
+        copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={root / 'libs'}"]
+        _run(["mvn", "--batch-mode", "--quiet", "--file", str(pom), *copy])
+        launcher = root / "usr" / "bin" / service.executables[0]
+        launcher.write_text(KAFKA_LAUNCHER.format(kafka=KAFKA_VERSION))
+        launcher.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)
+        root.rename(target)
+
+
+def java_version(said: str) -> int:
+    """Return the number of a Java from what its ``-version`` says; 0 where it is not understood."""
+    found = re.search(r'version "(\d+)', said)
+    return int(found[1]) if found else 0
+
+
 def on_debian() -> bool:
     """Return whether this machine has Debian's packages."""
     return Path("/etc/debian_version").exists() and shutil.which("apt-get") is not None
@@ -117,17 +172,18 @@ def _with_fresh_lists(command: list[str], folder: Path | None = None) -> None:
         _run(command, folder)
 
 
-def _run(command: list[str], folder: Path | None = None) -> None:
+def _run(command: list[str], folder: Path | None = None) -> str:
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=APT_SECONDS_MAX, check=False
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=FETCH_SECONDS_MAX, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServiceError(f"`{' '.join(command)}` did not run to its end: {error}") from error
     if done.returncode != 0:
         last_lines = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise ServiceError(f"`{' '.join(command)}` failed with exit status {done.returncode}: {last_lines}")
+    return done.stdout + done.stderr
 
 
 SERVICES: tuple[Service, ...] = (
@@ -159,6 +215,21 @@ SERVICES: tuple[Service, ...] = (
         packages=("prometheus-alertmanager",),
         fetch=unpack_and_link,
         reads=Path("/usr/share/prometheus/alertmanager"),
+    ),
+    Service(
+        name="kafka",
+        executables=(f"nantucket-kafka-{KAFKA_VERSION}",),
+        needed_by="the tests of the Kafka bus, and benchmarks with --bus kafka",
+        packages=("default-jre-headless", "maven"),
+        fetch=fetch_kafka,
+        runs_on="java",
+    ),
+    Service(
+        name="openssl",
+        executables=("openssl",),
+        needed_by="the tests of TLS, which make certificates",
+        packages=("openssl",),
+        fetch=install,
     ),
 )
 

@@ -68,9 +68,36 @@ def test_a_service_that_is_nowhere_says_what_needs_it_and_how_to_get_it(
         assert part in line
 
 
+def test_a_service_without_what_runs_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka's jars without Java are no Kafka."""
+    kafka = services.service("kafka")
+    launcher = make_executable(tmp_path / "services" / "kafka" / "usr" / "bin" / kafka.executables[0])
+    java = make_executable(tmp_path / "path" / "java")
+    monkeypatch.setenv("SERVICES_FOLDER", str(tmp_path / "services"))
+    monkeypatch.setenv("PATH", str(java.parent))
+    assert kafka.locate() == launcher
+    java.unlink()
+    assert kafka.locate() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        pytest.param('openjdk version "17.0.15" 2025-04-15', 17, id="17"),
+        pytest.param('java version "1.8.0_392"', 1, id="8, by its old name"),
+        pytest.param("no java", 0, id="something else"),
+    ],
+)
+def test_the_version_of_java_is_read_from_what_it_says(said: str, version: int) -> None:
+    """Kafka 4 does not run on an older Java: better said than found out."""
+    assert services.java_version(said) == version
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     """A slip in a test's service name is not a missing service."""
-    with pytest.raises(services.ServiceError, match=r"'postgre'.*cc, chromium, prometheus, alertmanager"):
+    with pytest.raises(
+        services.ServiceError, match=r"'postgre'.*cc, chromium, prometheus, alertmanager, kafka, openssl"
+    ):
         services.service("postgre")
 
 
