@@ -7,6 +7,7 @@
     │   ├── DriverNotFound      no NVML library on this machine
     │   └── DriverRefused       the library is there and does not start
     ├── SourceClosed            read before it was opened or after it was closed
+    ├── SpoolTaken              another collector has this spool
     ├── UnknownSource           a source name that is not in the registry
     └── InvalidSimulation       a simulated fleet that cannot be
         └── InvalidFault        a fault that means nothing
@@ -145,3 +146,14 @@ class SocketTaken(CollectorError):
 
 class UnsafeListener(CollectorError):
     """The listener was asked to stand where anybody could write a job's rows, or where it cannot stand."""
+
+
+class SpoolTaken(CollectorError):
+    """Another collector uses this spool: two would send the same frames, and bound each other's."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(
+            f"the spool {folder} is in use by another collector: expected a folder for this one alone. Stop the other, "
+            "or set spool.folder (or state) elsewhere."
+        )
+        self.folder = folder
