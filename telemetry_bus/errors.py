@@ -7,7 +7,8 @@
     │   └── FrameRefused        an outlet's far end will never take this frame
     ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
     │   ├── LogRemoved          its file was deleted or replaced under an open bus
-    │   └── OutletFull          a gateway has no room just now, and says after how many seconds to try again
+    │   ├── OutletFull          a gateway has no room just now, and says after how many seconds to try again
+    │   └── GatewayRefused      a gateway does not let this node in: its token, its certificate, its version
     ├── UnusableCredentials     a certificate, key or authority that TLS cannot use
     ├── BusClosed               used before it was opened or after it was closed
     ├── UnsuitableFolder        a folder on which the embedded log must not stand
@@ -60,7 +61,7 @@ class BusUnavailable(BusError):
 
     retryable = True
 
-    def __init__(self, url: str, action: str, cause: BaseException | None) -> None:
+    def __init__(self, url: str, action: str, cause: object) -> None:
         super().__init__(f"the bus {url} could not {action}: {cause}. Nothing was acknowledged; try again.")
         self.url = url
 
@@ -81,6 +82,14 @@ class OutletFull(BusUnavailable):
         BusError.__init__(self, f"{url} is full: {message}. Try again in {retry_after_seconds:g} s.")
         self.url = url
         self.retry_after_seconds = retry_after_seconds
+
+
+class GatewayRefused(BusUnavailable):
+    """A gateway does not let this node in. Frames wait meanwhile, as for any far end that is away."""
+
+    def __init__(self, url: str, reason: str, message: str, retry_after_seconds: float) -> None:
+        BusError.__init__(self, f"the gateway {url} refused this node: {reason}: {message}")
+        self.url, self.reason, self.retry_after_seconds = url, reason, retry_after_seconds
 
 
 class UnusableCredentials(BusError):
@@ -154,4 +163,7 @@ class UnknownBus(BusError):
     """A bus URL of no known kind."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(f"the bus URL {url!r} is not understood: expected file:///FOLDER.")
+        super().__init__(
+            f"the bus URL {url!r} is not understood: expected file:///FOLDER or kafka://HOST:PORT,..., or, for who "
+            "only sends, gateway://HOST:PORT (gateways:// with TLS)."
+        )

@@ -130,8 +130,8 @@ def is_gateway(url: str) -> bool:
 def open_outlet(url: str, clock: Clock, options: OutletOptions | None = None) -> Outlet:
     """The outlet behind ``url``: any bus's, or ``gateway://HOST:PORT``, ``gateways://HOST:PORT`` (TLS).
 
-    Open it with ``async with``. Raises :class:`~telemetry_bus.errors.UnknownBus`, and
-    :class:`~telemetry_bus.errors.UnusableCredentials` for certificates that cannot be read.
+    Open it with ``async with``, which raises :class:`~telemetry_bus.errors.UnusableCredentials` for certificates that
+    cannot be read. Raises :class:`~telemetry_bus.errors.UnknownBus`.
     """
     if not is_gateway(url):
         return BusOutlet(open_bus(url, clock))

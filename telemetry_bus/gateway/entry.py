@@ -1,0 +1,87 @@
+"""What may come in from below: telemetry, the backlog, dead letters, and nothing that detectors or the bus say."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from telemetry_bus.errors import FrameError, FrameFault
+from telemetry_bus.frames import SOURCE_BYTES_MAX, Frame, decode
+from telemetry_bus.sources import NodeSource, key_of, parse_source
+from telemetry_bus.topics import TELEMETRY, TOPIC_SCHEMAS, Topic
+
+FROM_BELOW = frozenset({*TELEMETRY, Topic.BACKLOG, Topic.DEAD_LETTER})
+"""Findings come as reports; ticks and verdicts never come from a node."""
+
+
+class Answering(Protocol):
+    """Who is told what became of a frame: exactly once, or never where the connection is gone."""
+
+    def durable(self, id_: int) -> None:
+        """It is durable upstream."""
+        ...
+
+    def not_taken(self, id_: int, error: Exception) -> None:
+        """It was not taken, and why."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A frame that came in and was found good, on its way up."""
+
+    topic: Topic
+    key: str
+    frame: Frame
+    payload: bytes
+    owner: Answering
+    id: int
+
+
+def checked(topic: str, key: str, payload: bytes, group: str | None) -> tuple[Topic, str, Frame]:
+    """The topic, the partition key and the frame of what came in. Raises :class:`FrameError`."""
+    try:
+        wanted = Topic(topic)
+    except ValueError as error:
+        raise FrameError(FrameFault.WRONG_TOPIC, f"{topic[:64]!r} is no topic") from error
+    if wanted not in FROM_BELOW:
+        expected = ", ".join(sorted(FROM_BELOW))
+        raise FrameError(FrameFault.FOREIGN, f"{wanted} is not taken from below; expected {expected}")
+    if len(key.encode()) > SOURCE_BYTES_MAX:
+        raise FrameError(FrameFault.BAD_MANIFEST, f"a key of more than {SOURCE_BYTES_MAX} bytes")
+    frame = decode(payload, TOPIC_SCHEMAS[wanted])
+    return wanted, _key(key, frame, group), frame
+
+
+def _key(key: str, frame: Frame, group: str | None) -> str:
+    """A job's own name, or for a node's frames the group of this gateway, where it has one."""
+    first = next(iter(frame.manifest), None)
+    if first is None:
+        return key
+    if group is not None and isinstance(parse_source(first.source), NodeSource):
+        return group
+    return key or key_of(first.source)
+
+
+def is_critical(topic: Topic, frame: Frame) -> bool:
+    """Whether a frame must not wait to be merged: things that happened, and rows with a number that is none."""
+    if topic is Topic.EVENTS:
+        return True
+    if topic is not Topic.TRAIN:
+        return False
+    for name in ("loss", "grad_norm"):
+        values, valid = frame.numbers(name)
+        if bool(np.any(valid & ~np.isfinite(values))):
+            return True
+    counts, known = frame.numbers("nonfinite")
+    return bool(np.any(known & (counts > 0)))
+
+
+def topic_by_schema(payload: bytes, decoded: Callable[[bytes], Frame] = decode) -> Topic:
+    """The live topic of a frame that came without one. Raises :class:`FrameError`."""
+    schema_id = decoded(payload).schema_id
+    for topic in TELEMETRY:
+        if schema_id in TOPIC_SCHEMAS[topic]:
+            return topic
+    raise FrameError(FrameFault.FOREIGN, f"frames of {schema_id} are not taken from below")
