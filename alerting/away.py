@@ -86,7 +86,7 @@ class Foresight:
             self._foreseen[scope] = scene.after(planned.change)
             self._foreseen.move_to_end(scope)
             if finding.severity is Severity.CRITICAL:
-                urgent.extend(planned.deliveries)
+                urgent.extend(planned.unsent)
         self._sight = sight
         while len(self._foreseen) > SCOPES_REMEMBERED_MAX:
             self._foreseen.popitem(last=False)

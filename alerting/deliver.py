@@ -14,8 +14,9 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from alerting.attempt import Courier
 from alerting.delivery import Backoff, Delivery, DeliveryState, Mark
-from alerting.errors import DeliveryFailed, Outcome, StoreUnavailable
+from alerting.errors import StoreUnavailable
 from alerting.group import Turn
 from alerting.receivers import Receiver
 from alerting.stats import Stats
@@ -56,7 +57,7 @@ class Deliverer:
         self._stats = stats
         self._backoff = backoff
         self._on_change = on_change
-        self._chance = random.Random() if chance is None else chance
+        self._courier = Courier(receivers, clock, stats, backoff, chance)
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._busy: dict[str, set[str]] = {name: set() for name in receivers}
@@ -150,7 +151,7 @@ class Deliverer:
         return True
 
     async def _try(self, delivery: Delivery) -> None:
-        mark = await self._send(delivery)
+        mark = await self._courier.attempt(delivery)
         self._note(delivery, mark)
         self._finished.add(delivery.id)
         self._busy[delivery.receiver].discard(delivery.incident_id)
@@ -173,34 +174,6 @@ class Deliverer:
                 waited_seconds=mark.waited_seconds,
                 next_attempt_time=mark.next_attempt_time,
             )
-
-    async def _send(self, delivery: Delivery) -> Mark:
-        attempts = delivery.attempts + 1
-        self._stats.retries_total += attempts > 1
-        try:
-            await self._receivers[delivery.receiver].send(delivery)
-        except DeliveryFailed as failure:
-            return self._failed(delivery, attempts, failure)
-        except Exception as error:  # noqa: BLE001 - a fault of ours in one delivery must not end the paging of the others
-            _log.exception("delivery %s to %s failed by a fault of Nantucket's own", delivery.id, delivery.receiver)
-            detail = f"a fault of Nantucket's own ({type(error).__name__}); the log has it"
-            fault = DeliveryFailed(delivery.receiver, Outcome.OUR_FAULT, detail, retryable=True)
-            return self._failed(delivery, attempts, fault)
-        self._stats.tries_total[Outcome.TAKEN] += 1
-        return Mark(delivery.id, DeliveryState.DELIVERED, attempts, delivery.waited_seconds, self._clock.now(), None)
-
-    def _failed(self, delivery: Delivery, attempts: int, failure: DeliveryFailed) -> Mark:
-        self._stats.tries_total[failure.reason] += 1
-        wait = self._backoff.wait_seconds(attempts, failure.retry_after_seconds, self._chance)
-        waited, state, error = delivery.waited_seconds + wait, DeliveryState.PENDING, str(failure)
-        if not failure.retryable:
-            state = DeliveryState.DEAD
-        elif waited > self._backoff.horizon_seconds:
-            state = DeliveryState.DEAD
-            self._stats.tries_total[Outcome.TOO_OLD] += 1
-            error = f"{Outcome.TOO_OLD.value}: given up after {attempts} tries; the last one: {error}"
-        _log.warning("delivery %s (%s): %s", delivery.id, delivery.transition, error)
-        return Mark(delivery.id, state, attempts, waited, self._clock.now() + wait, error)
 
     async def _write_marks(self) -> None:
         """Write what is known; what the outbox does not have yet is kept until it has."""

@@ -8,11 +8,14 @@
     ├── StoreUnavailable      the store cannot be read or written just now: try again (``retryable``)
     ├── StoreInUse            another process writes this store already
     ├── StoreMismatch         the file is no store of this version
-    └── DeliveryFailed        a receiver has not taken a delivery; ``reason`` is also the metric label
+    ├── DeliveryFailed        a receiver has not taken a delivery; ``reason`` is also the metric label
+    └── PageNotTaken          no receiver has taken a page of a gateway yet: report it again (``retryable``)
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
+
+from telemetry_bus.errors import BusError, BusUnavailable
 
 
 class Outcome(StrEnum):
@@ -119,3 +122,22 @@ class DeliveryFailed(AlertingError):
         self.retryable = retryable
         self.status = status
         self.retry_after_seconds = retry_after_seconds
+
+
+class PageNotTaken(AlertingError, BusUnavailable):
+    """No receiver has taken a page that a gateway owes to a finding.
+
+    To whoever has reported the finding it is what a bus that is away is: nothing was acknowledged, and the same report
+    may succeed later. (A gateway knows the errors of the bus, and nothing of alerting.)
+    """
+
+    retryable = True
+
+    def __init__(self, pages: Sequence[str], why: Sequence[str]) -> None:
+        named, more = "; ".join(dict.fromkeys(why)), len(pages) - 1
+        BusError.__init__(
+            self,
+            f"no receiver has taken the page {pages[0]!r}{f' and {more} more' if more else ''} yet: {named}. "
+            "Report it again; it is tried on meanwhile.",
+        )
+        self.url = "receivers"

@@ -22,6 +22,7 @@ from alerting.group import Scene
 from alerting.heartbeat import BEAT_SECONDS, Heartbeat, check_url
 from alerting.intake import FindingsIntake
 from alerting.plan import Planned, Planner
+from alerting.receipts import Receipts
 from alerting.receivers import Receiver
 from alerting.rehearsal import rehearsal_findings
 from alerting.route import Routing
@@ -102,7 +103,10 @@ class AlertService:
         self._receivers = {receiver.name: receiver for receiver in receivers}
         self.stats = Stats()
         self._planner = Planner(
-            routing, {receiver.name: receiver.tiers for receiver in receivers}, self._options.presentation
+            routing,
+            {receiver.name: receiver.tiers for receiver in receivers},
+            self._options.presentation,
+            Receipts(self._receivers),
         )
         self._deliverer = Deliverer(
             store,
@@ -351,6 +355,8 @@ class AlertService:
             self._memory.learn(change)
         self.stats.findings_total += len(recorded.changes)
         self.stats.findings_again_total += recorded.duplicates
+        for outcome, count in recorded.receipts.items():
+            self.stats.receipts_total[outcome] += count
         self.stats.held_findings = self._held.findings
         self._room.set()
         if recorded.changes:

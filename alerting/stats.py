@@ -1,10 +1,12 @@
 """What alerting counts about itself. Whoever serves the metrics reads it; nobody else writes it."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from alerting.delivery import DeliveryState
 from alerting.errors import Outcome
 from alerting.incident import Tier
+from alerting.receipts import ReceiptOutcome
 
 
 @dataclass(slots=True)
@@ -29,6 +31,8 @@ class Stats:
     """Deliveries that could not be sent without the store, because too many waited: they wait for it."""
     marks_forgotten_total: int = 0
     """Outcomes that were forgotten before the store could take them: these deliveries may be sent again."""
+    receipts_total: dict[ReceiptOutcome, int] = field(default_factory=lambda: dict.fromkeys(ReceiptOutcome, 0))
+    """Receipts that came with findings, by what they were good for."""
     store_failures_total: int = 0
     bus_failures_total: int = 0
     heartbeats_total: int = 0
@@ -43,3 +47,24 @@ class Stats:
     """Findings that wait in memory for the store to come back."""
     lag_seconds: float | None = None
     """From the bus's clock at the newest finding to its being taken."""
+
+
+class ReportOutcome(StrEnum):
+    """What came of a report to a gateway that pages. Every value is a metric label and starts at zero."""
+
+    TAKEN = "taken"
+    """Every page that it called for was taken by a receiver, now or before."""
+    QUIET = "quiet"
+    """It called for no page: nothing critical, an end, or late evidence."""
+    NOT_TAKEN = "not_taken"
+    """No receiver has taken a page yet: whoever reports tries again."""
+    REFUSED = "refused"
+    """What cannot be read."""
+
+
+@dataclass(slots=True)
+class PagerStats:
+    """What a gateway's pager counts: reports, and as ``sending`` the tries to deliver."""
+
+    reports_total: dict[ReportOutcome, int] = field(default_factory=lambda: dict.fromkeys(ReportOutcome, 0))
+    sending: Stats = field(default_factory=Stats)

@@ -37,3 +37,10 @@ class Receiver(Protocol):
         within a bounded time whatever the other side does. A delivery sent twice carries the same id.
         """
         ...
+
+    def receipt(self, delivery_id: str) -> str:
+        """The proof that this receiver has taken a delivery, for others who hold its secret (:mod:`alerting.receipts`).
+
+        Given away only for what :meth:`send` has returned for. The secret itself never is.
+        """
+        ...

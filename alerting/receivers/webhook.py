@@ -20,6 +20,7 @@ from alerting.delivery import Delivery
 from alerting.errors import BadSetting, DeliveryFailed, Outcome
 from alerting.http import Answer, HttpClient, NoAnswer
 from alerting.incident import Tier
+from alerting.receipts import receipt_text
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
 
@@ -124,6 +125,11 @@ class WebhookReceiver:
         if 200 <= answer.status < 300:
             return answer.status
         raise self._failure(answer)
+
+    def receipt(self, delivery_id: str) -> str:
+        """The receipt, under the bytes of the secret."""
+        secret = base64.b64decode(self._settings.secret.reveal().removeprefix("whsec_"))
+        return receipt_text(self.name, secret, delivery_id)
 
     def _signed(self, delivery: Delivery) -> dict[str, str]:
         when = datetime.fromtimestamp(self._clock.now(), UTC)

@@ -1,6 +1,7 @@
 """The transactions that change the store. Each function is one transaction's inside and is given its connection."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from alerting.errors import Outcome
 from alerting.group import Change, Ending, Scene, Turn
 from alerting.incident import Incident, Scope, Status
 from alerting.plan import Planned
+from alerting.receipts import ReceiptOutcome
 from alerting.store.reads import VARIABLES_MAX, Position
 from alerting.store.tables import deliveries, endings, episodes, findings, incidents, logs, meta, positions
 from telemetry_bus.findings import Finding, FindingKind
@@ -22,12 +24,14 @@ Plan = Callable[[Scene, Finding], Planned]
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What :func:`record` has done. ``changes`` are of findings that were new; ``revision`` is the store's now."""
+    """What :func:`record` has done. ``changes`` are of findings that were new; ``deliveries`` are to be sent;
+    ``receipts`` counts the receipts of the findings by what they were good for; ``revision`` is the store's now."""
 
     changes: tuple[Change, ...]
     deliveries: tuple[Delivery, ...]
     duplicates: int
     revision: int
+    receipts: Mapping[ReceiptOutcome, int]
 
 
 @dataclass(slots=True)
@@ -41,6 +45,8 @@ class _Batch:
     counts: dict[str, int] = field(default_factory=dict)
     endings: dict[tuple[str, str], Ending] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+    receipts: Counter[ReceiptOutcome] = field(default_factory=Counter)
 
 
 def record(connection: sa.Connection, found: Sequence[Finding], position: Position, topic: str, plan: Plan) -> Recorded:
@@ -55,7 +61,8 @@ def record(connection: sa.Connection, found: Sequence[Finding], position: Positi
         _add(connection, batch, finding, plan)
     revision = _write(connection, batch) if batch.changes else current_revision(connection)
     _advance(connection, topic, position)
-    return Recorded(tuple(batch.changes), tuple(batch.deliveries), duplicates, revision)
+    unsent = tuple(delivery for delivery in batch.deliveries if delivery.id not in batch.taken)
+    return Recorded(tuple(batch.changes), unsent, duplicates, revision, batch.receipts)
 
 
 def _seen(connection: sa.Connection, ids: Sequence[str]) -> set[str]:
@@ -76,6 +83,9 @@ def _add(connection: sa.Connection, batch: _Batch, finding: Finding, plan: Plan)
     batch.scenes[scope] = scene.after(change)
     batch.changes.append(change)
     batch.deliveries.extend(planned.deliveries)
+    batch.taken |= planned.taken
+    batch.receipts[ReceiptOutcome.UNUSED] += len(planned.told.receipts)
+    batch.receipts[ReceiptOutcome.INVALID] += planned.told.invalid
     if change.incident is not None:
         batch.incidents[change.incident.id] = change.incident
         if change.turn is Turn.FIRING:
@@ -124,7 +134,22 @@ def _write(connection: sa.Connection, batch: _Batch) -> int:
     connection.execute(findings.insert(), [_finding_row(change) for change in batch.changes])
     if batch.deliveries:
         connection.execute(deliveries.insert(), [_delivery_row(delivery) for delivery in batch.deliveries])
+    if batch.taken:
+        _settle(connection, batch, revision)
     return revision
+
+
+def _settle(connection: sa.Connection, batch: _Batch, revision: int) -> None:
+    """What a receiver has proven to have waits no more, whether it was written just now or before."""
+    given, spared, values = sorted(batch.taken), 0, {"state": DeliveryState.DELIVERED.value, "last_error": None}
+    for start in range(0, len(given), VARIABLES_MAX):
+        some = deliveries.c.id.in_(given[start : start + VARIABLES_MAX])
+        waits = sa.and_(some, deliveries.c.state == DeliveryState.PENDING.value)
+        theirs = list(connection.scalars(sa.select(deliveries.c.incident_id).where(waits)))
+        spared += connection.execute(deliveries.update().where(waits).values(values)).rowcount
+        connection.execute(incidents.update().where(incidents.c.id.in_(theirs)).values(revision=revision))
+    batch.receipts[ReceiptOutcome.ACCEPTED] = spared
+    batch.receipts[ReceiptOutcome.UNUSED] = max(0, batch.receipts[ReceiptOutcome.UNUSED] - spared)
 
 
 def _incident_row(batch: _Batch, incident: Incident, revision: int) -> dict[str, Any]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import json
 import logging
 import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -27,8 +30,10 @@ from alerting import (
 )
 from alerting.delivery import Delivery
 from alerting.http import ANSWER_BYTES_MAX
+from alerting.receipts import NO_PAGE, RECEIPTS_MAX, Receipt, Receipts, Told
 from alerting.receivers import RECEIVERS
 from alerting.receivers.webhook import retry_after_seconds
+from telemetry_bus import Finding, FindingKind, FindingState, Severity
 from telemetry_bus.runtime.clock import SystemClock
 from tests.fakes.webhook_server import SECRET, Answer, WebhookServer
 
@@ -236,6 +241,72 @@ async def test_no_secret_is_shown(
     for text in told:
         for hidden in (SECRET, SECRET.removeprefix("whsec_"), "nantucket-token-4711"):
             assert hidden not in text
+
+
+def with_receipts(*receipts: object) -> Finding:
+    """A finding that a collector brings from a gateway."""
+    evidence = {"grad_norm": 2.5, "ripcord": {"receipts": list(receipts), "node": "n1"}}
+    given = (FindingKind.NONFINITE, FindingState.FIRING, Severity.CRITICAL, "NaN")
+    return Finding("f", 0.0, "nonfinite", *given, evidence=evidence)
+
+
+def test_a_receipt_is_the_hmac_that_is_written_down(server: WebhookServer) -> None:
+    """Who writes a gateway of their own gets the same text from the documentation's words."""
+    raw = base64.b64decode(SECRET.removeprefix("whsec_"))
+    mac = hmac.new(raw, b"nantucket receipt 1\0" + DELIVERY.id.encode(), hashlib.sha256).digest()
+    expected = f"ops:{DELIVERY.id}:{base64.urlsafe_b64encode(mac).decode().rstrip('=')}"
+    assert webhook(server).receipt(DELIVERY.id) == expected
+
+
+def test_a_receipt_is_believed_by_who_holds_the_secret_and_by_nobody_else(server: WebhookServer) -> None:
+    """Two processes with one configuration trust each other; another secret, or another delivery, is no proof."""
+    given, stranger = webhook(server).receipt(DELIVERY.id), Secret("whsec_" + base64.b64encode(b"x" * 32).decode())
+    other = WebhookSettings("ops", Secret(server.url), stranger).build(CLOCK)
+    finding, told = Receipts({"ops": webhook(server)}).taken_off(with_receipts(given))
+    assert told.receipts == (Receipt("ops", DELIVERY.id),)
+    assert told.invalid == 0
+    assert finding.evidence == {"grad_norm": 2.5, "ripcord": {"node": "n1", "told": ["ops"]}}
+    assert Receipts({"ops": other}).taken_off(with_receipts(given))[1].receipts == ()
+    moved = given.replace(DELIVERY.id, "6c1b8a3e-0000-5000-8000-000000000002")
+    assert Receipts({"ops": webhook(server)}).taken_off(with_receipts(moved))[1].invalid == 1
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "", ":", ":::", "ops", "ops:", f"ops:{DELIVERY.id}", f"ops:{DELIVERY.id}:", "nobody:x:y", "ops:\ud800:x",
+        "ops:x:\ud800", "ops:ü:x", None, 1, True, ["ops"], {"ops": 1}, "x" * 100_000,
+    ],
+    ids=lambda value: repr(value)[-20:],
+)  # fmt: skip
+def test_what_is_no_receipt_proves_nothing(server: WebhookServer, hostile: object) -> None:
+    """Whatever stands in its place, it is counted, and nothing is raised."""
+    receipts = Receipts({"ops": webhook(server)})
+    assert receipts.taken_off(with_receipts(hostile))[1] == Told((), 1)
+    finding = replace(with_receipts(), evidence={"ripcord": {"receipts": hostile}})
+    assert receipts.taken_off(finding)[1].receipts == ()
+    finding = replace(with_receipts(), evidence={"ripcord": hostile})
+    assert receipts.taken_off(finding) == (finding, Told())
+
+
+def test_the_receipt_of_nobody_proves_nothing_and_is_no_forgery(server: WebhookServer) -> None:
+    """A gateway gives it for what calls for no page, so that whoever reports need not ask again."""
+    told = Receipts({"ops": webhook(server)}).taken_off(with_receipts(NO_PAGE))[1]
+    assert told == Told()
+
+
+def test_the_receipts_that_are_looked_at_are_bounded(server: WebhookServer) -> None:
+    """A finding with a million receipts costs no more than one with sixty-four."""
+    true = webhook(server).receipt(DELIVERY.id)
+    told = Receipts({"ops": webhook(server)}).taken_off(with_receipts(*["x"] * RECEIPTS_MAX, true))[1]
+    assert told == Told((), RECEIPTS_MAX)
+
+
+def test_a_receipt_shows_no_secret(server: WebhookServer) -> None:
+    """It passes through nodes that hold none."""
+    receipt = webhook(server).receipt(DELIVERY.id)
+    for hidden in (SECRET, SECRET.removeprefix("whsec_"), "nantucket-token-4711"):
+        assert hidden not in receipt
 
 
 def test_settings_show_no_secret() -> None:
