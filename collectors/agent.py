@@ -1,7 +1,7 @@
 """The loop of a node: read every source on a grid, make frames, and hand them to the bus.
 
-Sampling and publishing are decoupled by a bounded queue: a sample is never late because the bus is. What the bound
-forces out is counted, and told as a ``rows_dropped`` event when the bus is back.
+Sampling and publishing are decoupled by a small queue: a sample is never late because a publish takes its second, or
+because bus and spool are away both. What the bound forces out is counted, and told as a ``rows_dropped`` event.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,18 +18,17 @@ from collectors.errors import FieldFailure
 from collectors.frame_queue import Dropped, FrameQueue
 from collectors.framing import Framer
 from collectors.source import METRICS, EventRow, Source, SourceReading
-from telemetry_bus import BusUnavailable, Frame, FrameError, Topic
+from telemetry_bus import Frame, FrameError, Topic
+from telemetry_bus.publisher import until_durable
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.schemas import EventKind
 
 Publish = Callable[[Topic, Frame], Awaitable[object]]
-"""Sends a frame; it is durable when the call returns. May raise :class:`~telemetry_bus.BusUnavailable`."""
+"""Sends a frame; it is durable when the call returns. Raises :class:`~telemetry_bus.BusUnavailable` where it is not and
+may be soon: with a spool behind it, that takes a bus and a disk that are away both."""
 
 HZ_MAX = 10.0
 """NVML's own averages are no faster."""
-RETRY_FIRST_SECONDS = 0.1
-RETRY_MAX_SECONDS = 5.0
-"""After a long outage the bus is found again within this time."""
 FLUSH_SECONDS = 2.0
 """How long a closing agent tries to send what waits."""
 
@@ -144,7 +144,7 @@ class NodeAgent:
         self.counters.readings += 1
         self.counters.field_failures.update(reading.failures)
         for topic, frame in frames:
-            self._count(self._queue.put(topic, frame, self._clock.monotonic()))
+            self._count(self._queue.put(topic, frame))
 
     def _count(self, dropped: Sequence[Dropped]) -> None:
         for gone in dropped:
@@ -153,25 +153,20 @@ class NodeAgent:
             self._untold[gone.simulated] += gone.rows
 
     async def _send(self) -> None:
-        wait = RETRY_FIRST_SECONDS
         while True:
-            waiting = await self._queue.take()
+            topic, frame = await self._queue.take()
             try:
-                await self._publish(waiting.topic, waiting.frame.sent_at(self._clock.now()))
-            except BusUnavailable:
-                self.counters.publish_retries += 1
-                self._count(self._queue.put_back(waiting, self._clock.monotonic()))
-                await self._sleep(wait)
-                wait = min(2.0 * wait, RETRY_MAX_SECONDS)
-                continue
+                await until_durable(partial(self._publish, topic), frame, self._clock, self._sleep, self._note_retry)
             except FrameError:
                 self.counters.frames_refused += 1
             else:
                 self.counters.frames_sent += 1
-                self.counters.rows_sent += waiting.frame.rows
-            wait = RETRY_FIRST_SECONDS
+                self.counters.rows_sent += frame.rows
             self._tell_dropped()
             self._queue.done()
+
+    def _note_retry(self) -> None:
+        self.counters.publish_retries += 1
 
     def _tell_dropped(self) -> None:
         if not self._untold:
@@ -181,14 +176,14 @@ class NodeAgent:
             EventRow(
                 EventKind.ROWS_DROPPED,
                 self.node,
-                f"{self.node}: {rows} rows were dropped while the bus was away",
+                f"{self.node}: {rows} rows were dropped: neither the bus nor the spool took them",
                 simulated,
                 detail={"rows": rows, "source": "gpu"},
             )
             for simulated, rows in untold.items()
         ]
         for frame in self._framer.event_frames(events, self._clock.now()):
-            self._count(self._queue.put(Topic.EVENTS, frame, self._clock.monotonic()))
+            self._count(self._queue.put(Topic.EVENTS, frame))
 
     async def _drained(self) -> None:
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,27 +1,16 @@
-"""What waits between sampling and the bus: bounded, events first, the oldest GPU rows dropped first."""
+"""What waits between sampling and sending: bounded, events first, the oldest GPU rows dropped first."""
 
 import asyncio
 from collections import deque
 from dataclasses import dataclass
 
 from telemetry_bus import Frame, Topic
-from telemetry_bus.intake import LATE_SECONDS_MAX
 
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
-"""A node of 8 GPUs makes some 2 KiB a second, so the age bounds it; 300,000 simulated GPUs make 60 MiB at once."""
-QUEUE_FRAMES_MAX = 4_096
-"""900 s of a node at 4 Hz, and its events."""
-QUEUE_AGE_SECONDS_MAX = LATE_SECONDS_MAX
-"""A live row that is older is refused by every reader."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A frame that waits. ``made`` is monotonic."""
-
-    topic: Topic
-    frame: Frame
-    made: float
+"""300,000 simulated GPUs make 60 MiB at once; a node of 8 makes some 5 KiB a second."""
+QUEUE_FRAMES_MAX = 64
+"""Sending takes a second where the bus has just gone away, and milliseconds else: this is six seconds at the fastest
+pace, ten readings a second. More waits only where the spool's disk fails too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +26,10 @@ class FrameQueue:
 
     def __init__(self, frames_max: int = QUEUE_FRAMES_MAX, bytes_max: int = QUEUE_BYTES_MAX) -> None:
         self._frames_max, self._bytes_max = frames_max, bytes_max
-        self._events: deque[Waiting] = deque()
-        self._rows: deque[Waiting] = deque()
+        self._events: deque[Frame] = deque()
+        self._rows: deque[Frame] = deque()
         self._bytes = 0
-        self._held: Waiting | None = None
+        self._held: Frame | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -49,20 +38,13 @@ class FrameQueue:
         """How many frames wait."""
         return len(self._events) + len(self._rows)
 
-    def put(self, topic: Topic, frame: Frame, now: float) -> list[Dropped]:
-        """Let ``frame`` wait; return what had to go for it. ``now`` is monotonic."""
-        lane = self._events if topic is Topic.EVENTS else self._rows
-        lane.append(Waiting(topic, frame, now))
+    def put(self, topic: Topic, frame: Frame) -> list[Dropped]:
+        """Let ``frame`` wait; return what had to go for it."""
+        (self._events if topic is Topic.EVENTS else self._rows).append(frame)
         self._bytes += frame.batch.nbytes
         self._idle.clear()
         self._changed.set()
-        return self._bound(now)
-
-    def _bound(self, now: float) -> list[Dropped]:
         dropped = []
-        for lane in (self._events, self._rows):
-            while lane and now - lane[0].made > QUEUE_AGE_SECONDS_MAX:
-                dropped.append(self._drop(lane))
         # One frame larger than the bound is still let through: it is the newest.
         while len(self) > 1 and (len(self) > self._frames_max or self._bytes > self._bytes_max):
             dropped.append(self._drop(self._rows or self._events))
@@ -72,24 +54,22 @@ class FrameQueue:
         """Drop everything, what was taken and is not done included."""
         if self._held is not None:
             self._rows.append(self._held)
-            self._bytes += self._held.frame.batch.nbytes
+            self._bytes += self._held.batch.nbytes
             self.done()
-        dropped = []
-        for lane in (self._events, self._rows):
-            while lane:
-                dropped.append(self._drop(lane))
+        dropped = [self._drop(lane) for lane in (self._events, self._rows) for _ in range(len(lane))]
+        self._idle.set()
         return dropped
 
-    async def take(self) -> Waiting:
-        """Take the next frame out, waiting for one; say afterwards :meth:`done` or :meth:`put_back`."""
+    async def take(self) -> tuple[Topic, Frame]:
+        """Take the next frame out, waiting for one; say :meth:`done` afterwards."""
         while not len(self):
             self._changed.clear()
             await self._changed.wait()
-        waiting = (self._events or self._rows).popleft()
-        self._bytes -= waiting.frame.batch.nbytes
-        self._held = waiting
+        topic, lane = (Topic.EVENTS, self._events) if self._events else (Topic.GPU, self._rows)
+        self._held = lane.popleft()
+        self._bytes -= self._held.batch.nbytes
         self._idle.clear()
-        return waiting
+        return topic, self._held
 
     def done(self) -> None:
         """What was taken needs no more care."""
@@ -97,22 +77,12 @@ class FrameQueue:
         if not len(self):
             self._idle.set()
 
-    def put_back(self, waiting: Waiting, now: float) -> list[Dropped]:
-        """What was taken could not be sent: it is the next again, unless a bound drops it."""
-        self._held = None
-        (self._events if waiting.topic is Topic.EVENTS else self._rows).appendleft(waiting)
-        self._bytes += waiting.frame.batch.nbytes
-        dropped = self._bound(now)
-        if not len(self):
-            self._idle.set()
-        return dropped
-
     async def drained(self) -> None:
         """Wait until nothing waits and nothing is on its way."""
         await self._idle.wait()
 
-    def _drop(self, lane: "deque[Waiting]") -> Dropped:
+    def _drop(self, lane: deque[Frame]) -> Dropped:
         gone = lane.popleft()
-        self._bytes -= gone.frame.batch.nbytes
-        simulated = bool(gone.frame.rows) and bool(gone.frame.batch.column("simulated")[0].as_py())
-        return Dropped(gone.frame.rows, simulated)
+        self._bytes -= gone.batch.nbytes
+        simulated = bool(gone.rows) and bool(gone.batch.column("simulated")[0].as_py())
+        return Dropped(gone.rows, simulated)

@@ -118,7 +118,7 @@ class TrainingListener:
         self._require_token = require_token
         self.budget = ByteBudget(limits.held_bytes)
         self.arrivals = Arrivals(limits.unfinished_bytes)
-        self.lanes = {stream: Lane(stream, publish, self.budget, self.counters) for stream in Stream}
+        self.lanes = {stream: Lane(stream, publish, self.budget, self.counters, clock) for stream in Stream}
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:

@@ -9,15 +9,18 @@ import asyncio
 import logging
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from collectors.errors import Refused, WireRefusal
 from collectors.training_memory import ByteBudget
 from collectors.training_wire import STREAM_SCHEMAS, STREAM_TOPICS, Hello, RowsMessage, Stream
-from telemetry_bus.errors import BusUnavailable, FrameError, InvalidPayload
+from telemetry_bus.errors import FrameError, InvalidPayload
 from telemetry_bus.frames import Frame, Run, batch_of, encode
+from telemetry_bus.publisher import until_durable
+from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.schemas import SCHEMAS
 from telemetry_bus.topics import Topic
 
@@ -39,12 +42,10 @@ the reader's ledger."""
 SEQ_AHEAD_MAX = 1_024
 """How far a stream's number may jump: beyond messages that were refused before their number could be read. Nothing else
 makes an SDK's numbers jump."""
-RETRY_SECONDS_FIRST = 0.05
-RETRY_SECONDS_MAX = 1.0
 
 Publish = Callable[[Topic, Frame], Awaitable[object]]
-"""Puts a frame on the bus and returns once it is durable; raises ``BusUnavailable`` to be tried again, and
-``FrameError`` or ``InvalidPayload`` for what the bus would never take."""
+"""Returns once a frame is durable (on the bus, or in this node's spool); raises ``BusUnavailable`` to be tried again,
+and ``FrameError`` or ``InvalidPayload`` for what nobody would ever take."""
 
 
 class Answering(Protocol):
@@ -95,8 +96,9 @@ class Message:
 class Lane:
     """One schema's way to the bus. Everything that came during a publish goes with the next, in one frame."""
 
-    def __init__(self, stream: Stream, publish: Publish, budget: ByteBudget, counters: Counters) -> None:
+    def __init__(self, stream: Stream, publish: Publish, budget: ByteBudget, counters: Counters, clock: Clock) -> None:
         self.stream = stream
+        self._clock = clock
         self._publish = publish
         self._budget = budget
         self._counters = counters
@@ -157,23 +159,31 @@ class Lane:
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Publish for ever. What cannot be a frame is refused; it ends nothing."""
+        """Publish for ever. What cannot be a frame is refused; it ends nothing.
+
+        Jobs are published apart, at the same time: a frame's key is its job, which keeps each job in order.
+        """
         while True:
             await self._arrived.wait()
-            groups = [self._take()]
-            while groups:
-                group = groups.pop()
-                unframeable = await self._publish_durably(group)
-                if unframeable is None:
-                    await self._settle(group)
-                elif len(group) == 1:
-                    await self._refuse(group[0], unframeable)
-                else:
-                    half = len(group) // 2
-                    groups += [group[half:], group[:half]]
+            async with asyncio.TaskGroup() as jobs:
+                for messages in _by_job(self._take()):
+                    jobs.create_task(self._publish_all(messages))
             if not self._queue:
                 self._arrived.clear()
                 self._idle.set()
+
+    async def _publish_all(self, messages: Sequence[Message]) -> None:
+        groups = [messages]
+        while groups:
+            group = groups.pop()
+            unframeable = await self._publish_durably(group)
+            if unframeable is None:
+                await self._settle(group)
+            elif len(group) == 1:
+                await self._refuse(group[0], unframeable)
+            else:
+                half = len(group) // 2
+                groups += [group[half:], group[:half]]
 
     async def _settle(self, messages: Sequence[Message]) -> None:
         self._counters.frames[self.stream] += 1
@@ -212,22 +222,24 @@ class Lane:
             batch = batch_of(STREAM_SCHEMAS[self.stream], columns_of(self.stream, messages))
         except (ValueError, TypeError, OverflowError) as error:  # Arrow's own are among them
             return error
-        pause = RETRY_SECONDS_FIRST
-        while True:
-            # Stamped at each try: the reader holds `sent` against the bus's clock, and a wait is no wrong clock.
-            runs = tuple(_run_of(message) for message in messages)
-            try:
-                await self._publish(STREAM_TOPICS[self.stream], Frame(STREAM_SCHEMAS[self.stream], batch, runs))
-            except BusUnavailable as error:
-                self._counters.publish_retries += 1
-                if pause == RETRY_SECONDS_FIRST:
-                    LOGGER.warning("training rows wait: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, RETRY_SECONDS_MAX)
-            except (FrameError, InvalidPayload) as error:
-                return error
-            else:
-                return None
+        frame = Frame(STREAM_SCHEMAS[self.stream], batch, tuple(_run_of(message) for message in messages))
+        try:
+            send = partial(self._publish, STREAM_TOPICS[self.stream])
+            await until_durable(send, frame, self._clock, on_retry=self._note_retry)
+        except (FrameError, InvalidPayload) as error:
+            return error
+        return None
+
+    def _note_retry(self) -> None:
+        self._counters.publish_retries += 1
+
+
+def _by_job(messages: Sequence[Message]) -> Iterable[list[Message]]:
+    """``messages`` of each job, in order."""
+    jobs: dict[str, list[Message]] = {}
+    for message in messages:
+        jobs.setdefault(message.hello.job, []).append(message)
+    return jobs.values()
 
 
 def source_of(hello: Hello, stream: Stream) -> str:

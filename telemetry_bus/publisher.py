@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from telemetry_bus.bus import Bus
 from telemetry_bus.errors import BusUnavailable
@@ -30,16 +31,39 @@ async def publish_until_durable(
     bus: Bus, topic: Topic, frame: Frame, clock: Clock, sleep: Sleep = asyncio.sleep
 ) -> None:
     """Publish, again and again while the bus is away, stamped anew each time. Only success or cancellation ends it."""
-    wait = RETRY_FIRST_SECONDS
+
+    async def send(stamped: Frame) -> None:
+        await publish_frame(bus, topic, stamped)
+
+    await until_durable(send, frame, clock, sleep)
+
+
+async def until_durable(
+    send: Callable[[Frame], Awaitable[object]],
+    frame: Frame,
+    clock: Clock,
+    sleep: Sleep = asyncio.sleep,
+    on_retry: Callable[[], None] = lambda: None,
+) -> None:
+    """``send`` the frame, again and again while that raises :class:`BusUnavailable`. The one such loop there is.
+
+    Each try is stamped anew by what has passed: a reader holds ``sent`` against the bus's clock, and a wait is no
+    wrong clock. (Not by the wall clock: a run may be another machine's, with a clock of its own.)
+    """
+    wait, began, stamped = RETRY_FIRST_SECONDS, clock.monotonic(), frame
     while True:
         try:
-            await bus.publish(topic, [encode(frame)])
+            await send(stamped)
             return
         except BusUnavailable as error:
-            _log.warning("publishing to %s waits %.2f s: %s", topic, wait, error)
+            on_retry()
+            _log.warning("a frame of %s waits %.2f s: %s", frame.schema_id, wait, error)
         await sleep(wait * random.uniform(0.5, 1.0))  # jitter: many publishers do not come back at once
         wait = min(wait * 2, RETRY_MAX_SECONDS)
-        frame = frame.sent_at(clock.now())
+        passed = clock.monotonic() - began
+        stamped = Frame(
+            frame.schema_id, frame.batch, tuple(replace(run, sent=run.sent + passed) for run in frame.manifest)
+        )
 
 
 async def tick_for_ever(bus: Bus, clock: Clock, source: str, sleep: Sleep = asyncio.sleep) -> None:

@@ -51,6 +51,8 @@ class EventKind(StrEnum):
     ANNOUNCED_CHANGE = "announced_change"
     STACK = "stack"
     ROWS_DROPPED = "rows_dropped"
+    SPOOL = "spool"
+    """What waits on a node's disk because the bus was away: frames, bytes, oldest_seconds, away."""
 
 
 def _schema(*columns: tuple[str, pa.DataType], required: frozenset[str]) -> pa.Schema:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from collectors.errors import FieldFailure
-from collectors.frame_queue import QUEUE_AGE_SECONDS_MAX, QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX
+from collectors.frame_queue import QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX
 from collectors.nvml.sampling import NAMES
 from collectors.nvml.source import BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS, READ_DEADLINE_SECONDS
 from collectors.registry import SOURCES
@@ -53,5 +53,5 @@ def test_the_limits_on_the_page_are_those_of_the_code() -> None:
     text = re.sub(r"\s+", " ", PAGE)
     assert f"within {READ_DEADLINE_SECONDS:g} s" in text
     assert f"after {BACKOFF_FIRST_SECONDS:g} s, 2 s, 4 s, ... up to {BACKOFF_MAX_SECONDS:g} s" in text
-    bounds = f"At most {QUEUE_FRAMES_MAX:,} frames, {QUEUE_BYTES_MAX >> 20} MiB and {QUEUE_AGE_SECONDS_MAX:g} s wait"
+    bounds = f"At most {QUEUE_FRAMES_MAX:,} frames and {QUEUE_BYTES_MAX >> 20} MiB wait"
     assert bounds in text

@@ -133,7 +133,7 @@ def message_of(seq: int, answers: Answers, **cells: Any) -> Message:
 async def laned(publish: Publish, messages: list[Message], answers: Answers) -> tuple[Counters, ByteBudget]:
     """Run these messages through a lane until each has its answer."""
     counters, budget = Counters(), ByteBudget(10_000)
-    lane = Lane(Stream.TRAIN, publish, budget, counters)
+    lane = Lane(Stream.TRAIN, publish, budget, counters, ManualClock())
     answers.wanted = len(messages)
     for message in messages:
         await budget.take(message.size)
