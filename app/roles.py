@@ -6,6 +6,7 @@ from typing import Any
 from alerting.body import Presentation
 from alerting.errors import BadSetting, StoreUnavailable
 from alerting.incident import Tier
+from alerting.pager import Pager, PagerOptions
 from alerting.reader import IncidentReader
 from alerting.receivers import RECEIVERS, Receiver
 from alerting.route import Routing
@@ -179,6 +180,14 @@ def receivers_of(settings: Settings, clock: Clock) -> list[Receiver]:
         ]
     except BadSetting as error:
         raise SettingsError(str(error)) from error
+
+
+def pager_of(settings: Settings, clock: Clock) -> Pager | None:
+    """What pages for a gateway while the bus is away, not yet open; ``None`` where no receiver takes pages."""
+    receivers = receivers_of(settings, clock)
+    if not any(Tier.PAGE in receiver.tiers for receiver in receivers):
+        return None
+    return Pager(receivers, Routing(), clock, PagerOptions(presentation(settings)))
 
 
 async def serving_role(wiring: Wiring) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from alerting.stats import Stats
+from alerting.stats import PagerStats, Stats
 from collectors.agent import NodeAgent
 from collectors.training_lanes import Counters
 from detectors.agents import AgentStats
@@ -79,6 +79,9 @@ def alert_metrics(stats: Stats) -> Iterable[Metric]:
     yield _counter("delivery_retries", "Tries after the first one.", stats.retries_total)
     yield _counter("delivery_direct", "Deliveries sent while the store was away.", stats.direct_total)
     yield _counter("delivery_direct_left_out", "Deliveries beyond those sent at once.", stats.direct_left_out_total)
+    yield _counter(
+        "delivery_receipts", "Receipts of gateways, by what they were good for.", ("outcome", stats.receipts_total)
+    )
     yield _counter("alert_store_failures", "Times the store was away.", stats.store_failures_total)
     yield _counter("heartbeats", "Heartbeats sent.", stats.heartbeats_total)
     yield _counter(
@@ -89,6 +92,14 @@ def alert_metrics(stats: Stats) -> Iterable[Metric]:
         "delivery_oldest_seconds", "Age of the oldest delivery that nobody took yet.", stats.oldest_undelivered_seconds
     )
     yield _gauge("alert_lag_seconds", "From the bus to alerting, for the newest finding.", stats.lag_seconds)
+
+
+def pager_metrics(stats: PagerStats, waiting: int) -> Iterable[Metric]:
+    """What a gateway that pages counts; ``waiting`` pages are on their way."""
+    yield _counter("ripcord_reports", "Findings reported while the bus was away.", ("outcome", stats.reports_total))
+    yield _counter("ripcord_page_tries", "Tries to page, by what came of them.", ("outcome", stats.sending.tries_total))
+    yield _counter("ripcord_page_retries", "Tries after the first one.", stats.sending.retries_total)
+    yield _gauge("ripcord_pages_waiting", "Pages on their way to a receiver.", waiting)
 
 
 def collector_metrics(agent: NodeAgent) -> Iterable[Metric]:
