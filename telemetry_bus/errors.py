@@ -7,9 +7,11 @@
     │   └── FrameRefused        an outlet's far end will never take this frame
     ├── BusUnavailable          the log cannot be reached or written just now: try again (``retryable``)
     │   ├── LogRemoved          its file was deleted or replaced under an open bus
+    │   ├── TopicMissing        the cluster has not got this topic: `nantucket bus init` makes it
     │   ├── OutletFull          a gateway has no room just now, and says after how many seconds to try again
     │   └── GatewayRefused      a gateway does not let this node in: its token, its certificate, its version
     ├── UnusableCredentials     a certificate, key or authority that TLS cannot use
+    ├── TopicMismatch           topics are there, and are not as Nantucket needs them
     ├── BusClosed               used before it was opened or after it was closed
     ├── UnsuitableFolder        a folder on which the embedded log must not stand
     ├── InaccessibleFolder      a folder that cannot be made or written
@@ -18,6 +20,7 @@
     └── UnknownBus              a bus URL of no known kind
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -109,6 +112,29 @@ class LogRemoved(BusUnavailable):
             "acknowledged, and nothing will be: expected the log to stay in place. Restart every process that uses it.",
         )
         self.url = url
+
+
+class TopicMissing(BusUnavailable):
+    """The cluster has not got this topic. Whoever waits goes on as soon as somebody has made it."""
+
+    def __init__(self, url: str, topic: str) -> None:
+        BusError.__init__(
+            self,
+            f"the bus {url} has no topic {topic}, and makes none by itself. Run `nantucket bus init`, which makes all of "
+            "them; nothing was acknowledged.",
+        )
+        self.url, self.topic = url, topic
+
+
+class TopicMismatch(BusError):
+    """Topics are there, but not as Nantucket needs them. Nothing was changed."""
+
+    def __init__(self, url: str, faults: Sequence[str]) -> None:
+        super().__init__(
+            f"topics of the bus {url} are not as expected; none was changed, and none made: {'; '.join(faults)}. "
+            "Alter them with the cluster's own tools, or choose another prefix in the URL (kafka://HOST:PORT/PREFIX)."
+        )
+        self.faults = tuple(faults)
 
 
 class BusClosed(BusError):
