@@ -23,15 +23,15 @@ PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 SERVER = ("alerting", "app", "collectors", "dashboards", "detectors", "telemetry_bus")
 
 # One door per driver: module -> the file or the folder, from the root, where it may be imported.
-DOORS = {
+DOORS: dict[str, str | tuple[str, ...]] = {
     "apsw": "telemetry_bus/embedded",
-    "fastapi": "dashboards/",
+    "fastapi": ("dashboards/", "telemetry_bus/gateway/"),
     "faust": "detectors/agents.py",
     "matplotlib": "app/replay/",
     "pynvml": "collectors/nvml/driver.py",
     "sqlalchemy": "alerting/store",
     "typer": "app/",
-    "uvicorn": "dashboards/server.py",
+    "uvicorn": "telemetry_bus/runtime/http_server.py",
 }
 # In pieces, so that this file does not name them either.
 REGISTRY_HOSTS = tuple(

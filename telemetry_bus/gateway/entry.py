@@ -1,6 +1,5 @@
 """What may come in from below: telemetry, the backlog, dead letters, and nothing that detectors or the bus say."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,9 +77,9 @@ def is_critical(topic: Topic, frame: Frame) -> bool:
     return bool(np.any(known & (counts > 0)))
 
 
-def topic_by_schema(payload: bytes, decoded: Callable[[bytes], Frame] = decode) -> Topic:
+def topic_by_schema(payload: bytes) -> Topic:
     """The live topic of a frame that came without one. Raises :class:`FrameError`."""
-    schema_id = decoded(payload).schema_id
+    schema_id = decode(payload).schema_id
     for topic in TELEMETRY:
         if schema_id in TOPIC_SCHEMAS[topic]:
             return topic

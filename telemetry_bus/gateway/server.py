@@ -1,7 +1,6 @@
 """Where links come in: who may connect, how many, and what happens to those that do not keep to it."""
 
 import asyncio
-import ipaddress
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from telemetry_bus.gateway.room import Room
 from telemetry_bus.gateway.server_link import ServerLink, answer_report
 from telemetry_bus.gateway.tls import server_context
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.http_server import is_loopback
 from telemetry_bus.runtime.secret import Secret
 
 LINKS_MAX = 4_096
@@ -142,13 +142,3 @@ def check_doors(options: ListenOptions) -> None:
     asks_for_certificates = options.cert is not None and options.client_ca is not None
     if options.token is None and not asks_for_certificates and not is_loopback(options.host):
         raise OpenToAll(options.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
