@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
 from dashboards import problems
+from dashboards.arrow_stream import ArrowMessages
 from dashboards.guarded import GuardedSource
 from dashboards.head import Head
 from dashboards.incidents import IncidentFeed, IncidentSource
@@ -92,7 +93,8 @@ def _services(
     feed, broadcast = IncidentFeed(incidents), Broadcast()
     live = Live(fan, feed, broadcast, clock, push)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(LiveCollector(live, fan, broadcast, feed, clock))
+    arrow = ArrowMessages()
+    registry.register(LiveCollector(live, fan, broadcast, feed, arrow, clock))
     for collector in collectors:
         registry.register(collector)
-    return Services(bus, clock, fan, live, feed, GuardedSource(incidents, clock), broadcast, registry)
+    return Services(bus, clock, fan, live, feed, GuardedSource(incidents, clock), broadcast, registry, arrow)

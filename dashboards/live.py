@@ -12,9 +12,10 @@ from dashboards.incidents import IncidentFeed
 from dashboards.jobs import JobsState
 from dashboards.stream import Broadcast, encoded
 from telemetry_bus.bus import Record
-from telemetry_bus.fanout import FanOut, Skipped
+from telemetry_bus.fanout import FanOut
 from telemetry_bus.frames import Frame
 from telemetry_bus.intake import Intake
+from telemetry_bus.ring import Skipped
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
 

@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from dashboards.arrow_stream import ArrowMessages
 from dashboards.fleet import HEAT_METRICS, FleetState
 from dashboards.incidents import IncidentFeed
 from dashboards.live import Live
@@ -24,8 +25,11 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class LiveCollector(Collector):
     """The numbers of the live state, made when they are asked for."""
 
-    def __init__(self, live: Live, fan: FanOut, broadcast: Broadcast, feed: IncidentFeed, clock: Clock) -> None:
+    def __init__(
+        self, live: Live, fan: FanOut, broadcast: Broadcast, feed: IncidentFeed, arrow: ArrowMessages, clock: Clock
+    ) -> None:
         self._live, self._fan, self._broadcast, self._feed, self._clock = live, fan, broadcast, feed, clock
+        self._arrow = arrow
 
     def collect(self) -> Iterable[Metric]:
         """Every family, with every label that it can have."""
@@ -71,6 +75,8 @@ class LiveCollector(Collector):
         yield _counter("nantucket_bus_reads", "Reads of the bus by the fan-out.", self._fan.bus_reads)
         yield _gauge("nantucket_fanout_readers", "Readers of the fan-out, the page's own included.", self._fan.readers)
         yield _counter("nantucket_fanout_skipped", "Records that slow readers were moved past.", self._fan.skipped)
+        yield _counter("nantucket_arrow_messages_made", "Arrow messages made, each for all.", self._arrow.made)
+        yield _counter("nantucket_arrow_messages_sent", "Arrow messages that readers were given.", self._arrow.sent)
         yield _gauge("nantucket_sse_clients", "Browsers that follow the stream.", self._broadcast.clients)
         yield _counter("nantucket_sse_skipped", "Events that slow browsers were moved past.", self._broadcast.skipped)
 

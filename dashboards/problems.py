@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from dashboards.errors import StoreUnavailable
+from telemetry_bus.cursor import WrongCursor, cursor_text
 from telemetry_bus.errors import BusUnavailable
 from telemetry_bus.fanout import OffsetGone, ReadersFull
 from telemetry_bus.json_text import dumps
@@ -44,6 +45,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(ReadersFull, _full)
     app.add_exception_handler(OffsetGone, _gone)
+    app.add_exception_handler(WrongCursor, _wrong_cursor)
     app.add_exception_handler(BusUnavailable, _unavailable)
     app.add_exception_handler(StoreUnavailable, _unavailable)
     app.add_exception_handler(Exception, _fault)
@@ -74,7 +76,13 @@ async def _full(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     assert isinstance(error, OffsetGone)
-    return problem(HTTPStatus.GONE, str(error), earliest=error.earliest)
+    earliest = error.earliest
+    told = earliest[0] if earliest.keys() == {0} else cursor_text(earliest)
+    return problem(HTTPStatus.GONE, str(error), earliest=told)
+
+
+async def _wrong_cursor(request: Request, error: Exception) -> Response:
+    return problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
 
 
 async def _unavailable(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
+from dashboards.arrow_stream import ArrowMessages
 from dashboards.guarded import GuardedSource
 from dashboards.incidents import IncidentFeed
 from dashboards.live import Live
@@ -29,6 +30,7 @@ class Services:
     incidents: GuardedSource
     broadcast: Broadcast
     registry: CollectorRegistry
+    arrow: ArrowMessages
 
     def end_streams(self) -> None:
         """Let every endless answer end, so that the server can stop."""

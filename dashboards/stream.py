@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from telemetry_bus.fanout import ReadersFull, Ring, RingClosed, RingReader, Skipped
+from telemetry_bus.fanout import ReadersFull
 from telemetry_bus.json_text import dumps
+from telemetry_bus.ring import Ring, RingClosed, RingReader, Skipped
 
 CLIENTS_MAX = 1_000
 """A thousand walls: one more is told 503. Each holds a socket and some 10 KiB."""

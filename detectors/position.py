@@ -71,7 +71,7 @@ class Position:
 
     def partitions(self) -> Mapping[Topic, Sequence[int]]:
         """What this slice reads of every topic."""
-        return {topic: self.part.of(len(ends)) for topic, ends in self.ends.items()}
+        return {topic: self.part.among(ends) for topic, ends in self.ends.items()}
 
 
 def tick_group(part: Slice) -> str:
@@ -92,7 +92,7 @@ async def read_position(bus: Bus, part: Slice, now: float) -> Position:
 
 
 def _here(offsets: Mapping[int, int], part: Slice, ends: Mapping[int, int]) -> dict[int, int]:
-    wanted = part.of(len(ends))
+    wanted = part.among(ends)
     return {at: offset for at, offset in offsets.items() if at in wanted}
 
 

@@ -7,7 +7,7 @@ how far it has come; it takes no part in who reads what (there is no consumer gr
 said by a :class:`Slice`, a fixed set of partitions.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -84,6 +84,12 @@ class Slice:
     def of(self, partitions: int) -> Sequence[int]:
         """Its partitions of a topic that has ``partitions``."""
         return range(partitions) if partitions == 1 else range(self.index, partitions, self.count)
+
+    def among(self, partitions: Collection[int]) -> list[int]:
+        """Its partitions of a topic that has these."""
+        if len(partitions) == 1:
+            return list(partitions)
+        return [partition for partition in partitions if partition % self.count == self.index]
 
 
 WHOLE = Slice()

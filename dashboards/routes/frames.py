@@ -7,13 +7,13 @@ from fastapi import APIRouter, HTTPException, Query
 from dashboards import arrow_stream
 from dashboards.answers import answers
 from dashboards.services import Given, OwnedStream
+from telemetry_bus.cursor import CURSOR_CHARACTERS_MAX
 from telemetry_bus.topics import TOPIC_SCHEMAS, Topic
 
 router = APIRouter()
 
 RECORDS_MAX = 100_000
 """A bounded answer ends here at the latest; the next one goes on at ``next_offset``."""
-OFFSET_MAX = (1 << 63) - 1
 
 
 class ArrowStream(OwnedStream):
@@ -30,19 +30,24 @@ async def frames(
     given: Given,
     topic: Topic,
     offset: Annotated[
-        int | None, Query(ge=0, le=OFFSET_MAX, description="Where to begin; else the oldest held.")
+        str | None,
+        Query(
+            max_length=CURSOR_CHARACTERS_MAX,
+            description="Where to begin: a batch's `cursor` (0:120,1:98), or a number where the topic has one "
+            "partition. Else the oldest held.",
+        ),
     ] = None,
     limit: Annotated[int | None, Query(ge=1, le=RECORDS_MAX, description="At most so many records.")] = None,
     follow: Annotated[bool, Query(description="Go on with what comes, until the client leaves.")] = False,
     schema: Annotated[str | None, Query(max_length=64, description="Which schema, for a topic of several.")] = None,
 ) -> ArrowStream:
-    """Send a topic's newest frames; `offset` resumes at a batch's `next_offset`."""
+    """Send a topic's newest frames; `offset` resumes at a batch's `cursor`."""
     schema_id = _schema_of(topic, schema)
     given.fan.room()
-    reader = given.fan.oldest(topic) if offset is None else given.fan.reader(topic, offset)
+    reader = given.fan.oldest(topic) if offset is None else given.fan.reader(topic, given.fan.cursor_of(topic, offset))
     until = None if follow else given.fan.end_position(topic)
     most = limit if follow or limit is not None else RECORDS_MAX
-    return ArrowStream(arrow_stream.arrow_stream(reader, schema_id, until=until, limit=most))
+    return ArrowStream(given.arrow.stream(reader, topic, schema_id, until=until, limit=most))
 
 
 def _schema_of(topic: Topic, schema: str | None) -> str:

@@ -12,6 +12,7 @@ import httpx
 import pyarrow as pa
 import pytest
 
+from dashboards.arrow_stream import ArrowMessages
 from dashboards.stream import Broadcast
 from telemetry_bus.fanout import ReadersFull
 from telemetry_bus.frames import FrameMaker
@@ -106,7 +107,7 @@ async def test_one_client_too_many_is_refused() -> None:
 
 
 async def test_the_frames_of_a_topic_are_one_arrow_stream_that_can_be_resumed(here: World) -> None:
-    """pyarrow reads the answer; going on at a batch's `next_offset` repeats and leaves out nothing."""
+    """pyarrow reads the answer; going on at a batch's `cursor` repeats and leaves out nothing."""
     maker = FrameMaker("node-1")
     for watts in (1.0, float("nan"), 3.0):
         await here.gpus(maker, power_watts=[watts, None])
@@ -114,9 +115,45 @@ async def test_the_frames_of_a_topic_are_one_arrow_stream_that_can_be_resumed(he
     assert [len(batch) for batch, _ in whole] == [2, 2, 2]
     assert whole[0][0].schema == SCHEMAS["gpu/1"]
     assert str(whole[1][0].column("power_watts").to_pylist()) == "[nan, None]"
-    rest = await frames(here.http, f"?offset={whole[0][1]['next_offset']}")
+    rest = await frames(here.http, f"?offset={whole[0][1]['cursor']}")
     assert [told["offset"] for _, told in rest] == [told["offset"] for _, told in whole[1:]]
     assert len(await frames(here.http, "?limit=1")) == 1
+
+
+async def test_a_batch_is_encoded_once_for_all_readers(here: World) -> None:
+    """Ten readers of the same frames are sent the same messages, made once each; all are valid streams."""
+    maker = FrameMaker("node-1")
+    for watts in (1.0, 2.0, 3.0):
+        await here.gpus(maker, power_watts=[watts])
+    answers = await asyncio.gather(*(frames(here.http, "") for _ in range(10)))
+    assert [len(answer) for answer in answers] == [3] * 10
+    assert here.services.arrow.made == 3
+    assert here.services.arrow.sent == 30
+
+
+async def test_a_frame_that_cannot_be_read_is_told_with_the_next_one(here: World) -> None:
+    """The stream goes on behind it, and says how many were left out."""
+    await here.bus.publish(Topic.GPU, [b"rubbish that is long enough to be looked at"])
+    await here.gpus(FrameMaker("node-1"), power_watts=[1.0])
+    for _ in range(2):
+        ((_, told),) = await frames(here.http, "")
+        assert told["refused"] == "1"
+        assert told["cursor"] == told["next_offset"]
+
+
+async def test_messages_are_kept_up_to_a_bound_and_made_again_beyond_it(here: World) -> None:
+    """What has left the cache is made anew, the same."""
+    maker = FrameMaker("node-1")
+    for watts in (1.0, 2.0, 3.0):
+        await here.gpus(maker, power_watts=[watts])
+    small = ArrowMessages(bytes_max=1)
+    answers = []
+    for _ in range(2):
+        reader = here.services.fan.oldest(Topic.GPU)
+        parts = [part async for part in small.stream(reader, Topic.GPU, "gpu/1", until=3, limit=None)]
+        answers.append(b"".join(parts))
+    assert small.made == 6
+    assert answers[0] == answers[1]
 
 
 async def test_an_empty_topic_is_an_empty_arrow_stream(here: World) -> None:

@@ -10,18 +10,21 @@ from typing import Self
 import pytest
 
 from telemetry_bus.bus import WHOLE, AtOffset, Earliest, Latest, Positions, Record, Slice, Start, open_bus
+from telemetry_bus.cursor import cursor_text
 from telemetry_bus.errors import BusUnavailable
-from telemetry_bus.fanout import FanOut, FanOutReader, OffsetGone, ReadersFull, Skipped
+from telemetry_bus.fanout import FanOut, FanOutReader, OffsetGone, ReadersFull
+from telemetry_bus.ring import Skipped
 from telemetry_bus.runtime.clock import SystemClock
 from telemetry_bus.topics import Topic
 
 
 class MemoryBus:
-    """A bus in memory that counts its subscriptions, and that can be away."""
+    """A bus in memory that counts its subscriptions, and that can be away. A key is a partition's number."""
 
     url = "memory:"
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = 1) -> None:
+        self.partitions = range(partitions)
         self.records: list[Record] = []
         self.opened: list[Mapping[Topic, Start]] = []
         self.away = False
@@ -42,10 +45,10 @@ class MemoryBus:
         self.changed = asyncio.Event()
 
     async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
-        offsets = []
+        offsets, partition = [], int(key or 0)
         for payload in payloads:
-            offsets.append((await self.ends(topic))[0])
-            self.records.append(Record(topic, 0, offsets[-1], 0.0, payload))
+            offsets.append((await self.ends(topic))[partition])
+            self.records.append(Record(topic, partition, offsets[-1], 0.0, payload))
         self.poke()
         return offsets
 
@@ -57,17 +60,23 @@ class MemoryBus:
         starts = start if isinstance(start, Mapping) else dict.fromkeys(topics, start)
         self.opened.append(starts)
         first = {topic: self.first(topic, starts[topic]) for topic in topics}
-        yield MemoryRead(self, first)
+        yield MemoryRead(self, first, part.among(self.partitions))
 
-    def first(self, topic: Topic, start: Start) -> int:
-        held = sum(record.topic is topic for record in self.records)
+    def first(self, topic: Topic, start: Start) -> Mapping[int, int]:
         match start:
             case Latest():
-                return held
+                return self.held(topic)
             case AtOffset(offset, partitions):
-                return offset if partitions is None else partitions[0]
+                return dict.fromkeys(self.partitions, offset) if partitions is None else partitions
             case _:
-                return 0
+                return {}
+
+    def held(self, topic: Topic) -> dict[int, int]:
+        """How many records there are of each partition."""
+        return {
+            at: sum(record.topic is topic and record.partition == at for record in self.records)
+            for at in self.partitions
+        }
 
     def refuse_if_away(self) -> None:
         """Raise while the bus is away."""
@@ -82,21 +91,25 @@ class MemoryBus:
 
     async def ends(self, topic: Topic) -> Mapping[int, int]:
         self.refuse_if_away()
-        return {0: sum(record.topic is topic for record in self.records)}
+        return self.held(topic)
 
 
 class MemoryRead:
     """One subscription."""
 
-    def __init__(self, bus: MemoryBus, first: dict[Topic, int]) -> None:
-        self.bus, self.first, self.at = bus, first, 0
+    def __init__(self, bus: MemoryBus, first: dict[Topic, Mapping[int, int]], wanted: Sequence[int]) -> None:
+        self.bus, self.first, self.wanted, self.at = bus, first, wanted, 0
 
     async def __aiter__(self) -> AsyncIterator[Sequence[Record]]:
         while True:
             changed = self.bus.changed
             self.bus.refuse_if_away()
             batch = [
-                r for r in self.bus.records[self.at :] if r.topic in self.first and r.offset >= self.first[r.topic]
+                r
+                for r in self.bus.records[self.at :]
+                if r.topic in self.first
+                and r.partition in self.wanted
+                and r.offset >= self.first[r.topic].get(r.partition, 0)
             ]
             self.at = len(self.bus.records)
             if batch:
@@ -175,12 +188,106 @@ async def test_a_reader_resumes_at_an_offset_and_is_told_when_that_is_gone() -> 
     async with MemoryBus() as bus, FanOut(bus, [Topic.GPU], start=Earliest(), ring_bytes=30) as fan:
         await bus.publish(Topic.GPU, [b"%010d" % number for number in range(5)])
         await everything_read(fan, Topic.GPU, 5)
-        with fan.reader(Topic.GPU, offset=3) as reader:
+        with fan.reader(Topic.GPU, {0: 3}) as reader:
             items = await take(reader, 2)
         assert [item.offset for item in items if isinstance(item, Record)] == [3, 4]
         with pytest.raises(OffsetGone, match="earliest here is 2") as caught:
-            fan.reader(Topic.GPU, offset=1)
-        assert caught.value.earliest == 2
+            fan.reader(Topic.GPU, {0: 1})
+        assert caught.value.earliest == {0: 2}
+
+
+async def two_partitions(bus: MemoryBus, count: int) -> None:
+    """Records 0, 1, ... of partition 0 and 1, taking turns; a payload names its place."""
+    for number in range(count):
+        for partition in (0, 1):
+            await bus.publish(Topic.GPU, [b"%d:%d" % (partition, number)], str(partition))
+
+
+def places(items: Sequence[Record | Skipped]) -> list[str]:
+    """Where the records stood."""
+    return [f"{item.partition}:{item.offset}" for item in items if isinstance(item, Record)]
+
+
+async def test_a_cursor_goes_on_in_every_partition_where_it_was() -> None:
+    """Behind what was given nothing is repeated and nothing left out, whatever the partition."""
+    async with MemoryBus(partitions=2) as bus, FanOut(bus, [Topic.GPU], start=Earliest()) as fan:
+        await two_partitions(bus, 5)
+        with fan.oldest(Topic.GPU) as reader:
+            before = places(await take(reader, 3))
+            cursor = reader.cursor
+        assert cursor == {0: 2, 1: 1}
+        with fan.reader(Topic.GPU, fan.cursor_of(Topic.GPU, cursor_text(cursor))) as reader:
+            assert reader.in_step
+            after = places(await take(reader, 7))
+        assert before + after == [f"{partition}:{number}" for number in range(5) for partition in (0, 1)]
+
+
+async def test_a_cursor_of_another_process_repeats_nothing() -> None:
+    """Another process has read the partitions in another order: what it gave already is left out here, and the cursor
+    never falls behind it."""
+    async with MemoryBus(partitions=2) as bus, FanOut(bus, [Topic.GPU], start=Earliest()) as fan:
+        await two_partitions(bus, 4)
+        await everything_read(fan, Topic.GPU, 8)
+        with fan.reader(Topic.GPU, {0: 1, 1: 3}) as reader:
+            assert not reader.in_step
+            assert places(await take(reader, 1)) == ["0:1"]
+            assert reader.cursor == {0: 2, 1: 3}
+            assert places(await take(reader, 3)) == ["0:2", "0:3", "1:3"]
+            assert reader.in_step
+
+
+async def test_a_partition_that_a_cursor_does_not_name_begins_at_the_oldest() -> None:
+    """A topic that was given more partitions is read whole."""
+    async with MemoryBus(partitions=2) as bus, FanOut(bus, [Topic.GPU], start=Earliest()) as fan:
+        await two_partitions(bus, 2)
+        await everything_read(fan, Topic.GPU, 4)
+        with fan.reader(Topic.GPU, {0: 2}) as reader:
+            assert places(await take(reader, 2)) == ["1:0", "1:1"]
+
+
+async def test_an_offset_is_gone_in_its_partition_alone() -> None:
+    """Who asks for what has left the ring is told which partitions and where each begins now."""
+    async with MemoryBus(partitions=2) as bus, FanOut(bus, [Topic.GPU], start=Earliest(), ring_bytes=9) as fan:
+        await two_partitions(bus, 4)
+        await everything_read(fan, Topic.GPU, 8)
+        with pytest.raises(OffsetGone, match="the earliest here is 1:2") as caught:
+            fan.reader(Topic.GPU, {0: 3, 1: 1})
+        assert caught.value.earliest == {1: 2}
+        assert fan.reader(Topic.GPU, {0: 3, 1: 3}).in_step
+
+
+async def test_what_was_given_last_can_be_resumed_after_it_has_left_the_ring() -> None:
+    """An offset that follows what was dropped is not gone, though no record has it: nothing lies between."""
+    async with MemoryBus() as bus, FanOut(bus, [Topic.GPU], start=Earliest(), ring_bytes=3) as fan:
+        bus.records.append(Record(Topic.GPU, 0, 4, 0.0, b"one"))
+        bus.records.append(Record(Topic.GPU, 0, 9, 0.0, b"two"))
+        bus.poke()
+        await everything_read(fan, Topic.GPU, 2)
+        with fan.reader(Topic.GPU, {0: 5}) as reader:
+            assert places(await take(reader, 1)) == ["0:9"]
+
+
+async def test_a_reader_that_was_moved_forward_has_the_cursor_of_where_it_stands() -> None:
+    """After a skip the cursor is that of the ring's beginning, in every partition."""
+    async with MemoryBus(partitions=2) as bus, FanOut(bus, [Topic.GPU], start=Earliest(), ring_bytes=9) as fan:
+        with fan.reader(Topic.GPU) as slow:
+            await two_partitions(bus, 4)
+            await everything_read(fan, Topic.GPU, 8)
+            assert await take(slow, 1) == [Skipped(5)]
+            assert slow.cursor == {0: 3, 1: 2}
+            assert places(await take(slow, 3)) == ["1:2", "0:3", "1:3"]
+
+
+async def test_a_fan_out_of_a_slice_reads_its_partitions_only() -> None:
+    """Slices share a topic's partitions between them."""
+    async with MemoryBus(partitions=4) as bus:
+        for partition in range(4):
+            await bus.publish(Topic.GPU, [b"x"], str(partition))
+        async with FanOut(bus, [Topic.GPU], start=Earliest(), part=Slice(1, 2)) as fan:
+            with fan.oldest(Topic.GPU) as reader:
+                assert places(await take(reader, 2)) == ["1:0", "3:0"]
+            await fan.caught_up()
+            assert fan.reader(Topic.GPU).cursor == {1: 1, 3: 1}
 
 
 async def test_one_reader_too_many_is_refused_and_a_place_given_back_is_free() -> None:
