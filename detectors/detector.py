@@ -12,6 +12,7 @@ from typing import Protocol
 from telemetry_bus.findings import Finding
 from telemetry_bus.frames import Frame
 from telemetry_bus.intake import Intake
+from telemetry_bus.source_table import ClockOffsets, LastSeen, SimulatedSources, SourceRegions
 from telemetry_bus.topics import Topic
 
 
@@ -42,6 +43,10 @@ class ReaderHealth:
     refused: Mapping[str, int] = field(default_factory=dict)
     simulated: Container[str] = frozenset()
     """The sources whose rows are simulated."""
+    regions: Mapping[str, float] = field(default_factory=dict)
+    """By region, the bus's time (UTC seconds) of its newest frame."""
+    region_of: Mapping[str, str] = field(default_factory=dict)
+    """By source, the region that it has said it is in."""
     watching_since: float = 0.0
     """The bus's time since which ticks have come without a gap. Nobody watched before: silence then proves nothing."""
 
@@ -51,20 +56,23 @@ def reader_health(intake: Intake, lag_seconds: Mapping[Topic, float], watching_s
     holes: dict[str, Holes] = {}
     for count in intake.ledger.holed():
         known = holes.get(count.source)
-        since = min(count.holes.values())
+        since = count.holes.oldest
         holes[count.source] = Holes(
             len(count.holes) + (known.outstanding if known else 0), min(since, known.since) if known else since
         )
     refused = {fault.value: number for fault, number in intake.refused.items()}
+    sources = intake.ledger.sources.snapshot()
     return ReaderHealth(
-        dict(lag_seconds),
-        dict(intake.ledger.last_seen),
-        holes,
-        intake.ledger.lost_total,
-        dict(intake.clock_offsets),
-        refused,
-        frozenset(intake.simulated),
-        watching_since,
+        lag_seconds=dict(lag_seconds),
+        last_seen=LastSeen(sources),
+        holes=holes,
+        lost=intake.ledger.lost_total,
+        clock_offsets=ClockOffsets(sources),
+        refused=refused,
+        simulated=SimulatedSources(sources),
+        regions=sources.region_seen,
+        region_of=SourceRegions(sources),
+        watching_since=watching_since,
     )
 
 

@@ -5,7 +5,7 @@ collector, its node or the way from it is gone. Sources that end with their work
 see stall.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from detectors.detector import Detector, ReaderHealth
@@ -15,6 +15,7 @@ from detectors.watching import Unseen, firing, group_of, names, place_of, resolv
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
+from telemetry_bus.source_table import LastSeen
 from telemetry_bus.topics import Topic
 
 
@@ -62,9 +63,7 @@ class SilentSourceDetector:
         oldest = now - self.config.silent_seconds
         if health.watching_since > oldest:
             return ()  # Nobody watched: what was silent before may be so still, and nothing is taken back.
-        silent = [
-            name for name, seen in health.last_seen.items() if seen < oldest and name.endswith(self.config.suffixes)
-        ]
+        silent = [name for name in _unseen_since(health.last_seen, oldest) if name.endswith(self.config.suffixes)]
         return self._say(now, silent + self._unseen.still(now, health.last_seen), health)
 
     def _say(self, now: float, silent: Iterable[str], health: ReaderHealth) -> list[Finding]:
@@ -88,3 +87,10 @@ class SilentSourceDetector:
             words = "sends again" if back else "is no longer expected: it was silent for hours and is forgotten"
             found.append(resolved(kind, severity, group, now, f"{names(group)} {words}"))
         return found
+
+
+def _unseen_since(last_seen: Mapping[str, float], oldest: float) -> list[str]:
+    """The sources that were last seen before ``oldest``: of a whole fleet, asked of its arrays."""
+    if isinstance(last_seen, LastSeen):
+        return last_seen.before(oldest)
+    return [name for name, seen in last_seen.items() if seen < oldest]

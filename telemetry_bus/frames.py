@@ -2,23 +2,25 @@
 
 On the wire a frame is::
 
-    magic      4 bytes   b"NTF1"
-    crc32      uint32    of everything behind it
-    schema     uint16    length of the schema id
+    magic      8 bytes   b"NTF2" and four zeros
+    checksum   uint64    XXH3-64 of everything behind it
     columns    uint16    how many columns the writer knew
+    schema     uint16    length of the schema id
     runs       uint32    runs in the manifest
-    batch      uint32    where the Arrow message begins, counted from the start of the frame
-    id, runs   ...       the schema id, then each run: uint16 source length, source, 16 bytes boot, uint64 seq,
-                         uint32 rows, float64 sent
+    names      uint32    bytes of all source names
+    zero       uint32
+    id         ...       the schema id, zeros up to the next multiple of 8
+    manifest   ...       of all runs: seq (uint64), sent (float64), boot (16 bytes), rows (uint32), end of the name
+                         (uint32); then the names, zeros up to the next multiple of 8
     message    ...       one Arrow IPC record batch message, bare and uncompressed
 
 All integers are little endian. A whole Arrow stream would carry its schema in every frame, which weighs six times the
-values of a small one; here the id stands for it. Nothing is believed before it is checked: see :func:`decode`.
+values of a small one; here the id stands for it. The manifest is by column, so that the runs of a merged frame are read
+as arrays. Nothing is believed before it is checked: see :func:`decode`.
 """
 
 import struct
 import uuid
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -26,13 +28,39 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from telemetry_bus.errors import FrameError, FrameFault
+from telemetry_bus.manifest import SECONDS_MAX, SEQ_END, SOURCE_BYTES_MAX, Array, Manifest, Run
 from telemetry_bus.schemas import SCHEMAS
 
-MAGIC = b"NTF1"
-_HEAD = struct.Struct("<4sIHHII")
-_RUN = struct.Struct("<16sQId")
+__all__ = [
+    "FRAME_BYTES_MAX",
+    "FRAME_ROWS_MAX",
+    "MAGIC",
+    "RUNS_MAX",
+    "SECONDS_MAX",
+    "SEQ_END",
+    "SOURCE_BYTES_MAX",
+    "STRING_BYTES_MAX",
+    "Array",
+    "Frame",
+    "FrameMaker",
+    "Manifest",
+    "Run",
+    "batch_of",
+    "decode",
+    "encode",
+    "merge",
+    "micros_of",
+    "select_runs",
+]
+
+MAGIC = b"NTF2\0\0\0\0"
+_HEAD = struct.Struct("<8sQHHIII")
+_COVERED = 16
+"""The checksum is of everything from here on."""
+_RUN_BYTES = 8 + 8 + 16 + 4 + 4
 
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 """A merged second of 4,096 GPUs of 29 metrics is some 0.9 MiB; sixteen times that is a mistake or an attack."""
@@ -40,41 +68,22 @@ FRAME_ROWS_MAX = 262_144
 """Every GPU of Leviathan (300,000) comes in hundreds of frames, never in one."""
 RUNS_MAX = 16_384
 """One run a source and frame: 512 nodes merged over 32 frames each."""
-SOURCE_BYTES_MAX = 256
-"""A host name has at most 253 characters."""
-SEQ_END = 1 << 63
-"""A counter that is kept in an int64 somewhere must not get there."""
-SECONDS_MAX = 9.2e12
-"""int64 microseconds end there, 290,000 years from 1970. NaN is not below it either."""
 STRING_BYTES_MAX = 64 * 1024
 """The longest honest cell is the stack of a hung rank."""
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Where a run of rows came from.
-
-    ``source`` names the maker, ``boot`` is a UUID of its process's start, ``seq`` counts its frames from 0, ``rows`` is
-    the length of the run, and ``sent`` is the maker's own clock (UTC seconds) when it let the frame go: held against
-    the bus's clock it shows how far the maker's clock is off.
-    """
-
-    source: str
-    boot: uuid.UUID
-    seq: int
-    rows: int
-    sent: float
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Frame:
     """Rows of one schema and their manifest. ``sum(run.rows) == batch.num_rows``, run by run in row order."""
 
     schema_id: str
     batch: pa.RecordBatch
-    manifest: tuple[Run, ...]
+    manifest: Manifest
+
+    def __init__(self, schema_id: str, batch: pa.RecordBatch, manifest: Sequence[Run]) -> None:
+        object.__setattr__(self, "schema_id", schema_id)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "manifest", manifest if isinstance(manifest, Manifest) else Manifest.of(manifest))
 
     @property
     def rows(self) -> int:
@@ -108,7 +117,7 @@ class Frame:
 
     def sent_at(self, now: float) -> "Frame":
         """The same frame with ``now`` as the maker's clock: what is sent again after a wait is stamped again."""
-        return replace(self, manifest=tuple(replace(run, sent=now) for run in self.manifest))
+        return replace(self, manifest=self.manifest.sent_at(now))
 
 
 class FrameMaker:
@@ -174,44 +183,51 @@ def merge(frames: Sequence[Frame]) -> Frame:
     if len(frames) == 1:
         return frames[0]
     batch = pa.concat_batches([frame.batch for frame in frames])  # type: ignore[attr-defined]  # the stubs lack it
-    return Frame(frames[0].schema_id, batch, tuple(run for frame in frames for run in frame.manifest))
+    return Frame(frames[0].schema_id, batch, Manifest.joined([frame.manifest for frame in frames]))
 
 
 def select_runs(frame: Frame, keep: Iterable[bool]) -> Frame:
     """The frame with only the runs for which ``keep`` (one for each run) is true, rows and manifest alike."""
-    kept = list(keep)
-    if all(kept):
+    kept = np.fromiter(keep, dtype=bool, count=len(frame.manifest))
+    if kept.all():
         return frame
-    mask = np.repeat(np.array(kept, dtype=bool), [run.rows for run in frame.manifest])
-    runs = tuple(run for run, wanted in zip(frame.manifest, kept, strict=True) if wanted)
-    return Frame(frame.schema_id, frame.batch.filter(pa.array(mask)), runs)
+    mask = np.repeat(kept, frame.manifest.rows)
+    return Frame(frame.schema_id, frame.batch.filter(pa.array(mask)), frame.manifest.selected(kept))
 
 
 def encode(frame: Frame) -> bytes:
     """The frame as bytes. Raises :class:`FrameError` for everything that a reader would refuse the frame for."""
     _check_rows(frame.schema_id, frame.batch, frame.manifest)
-    schema_id = frame.schema_id.encode()
-    parts = [schema_id]
-    for run in frame.manifest:
-        source = run.source.encode()
-        parts.append(struct.pack("<H", len(source)) + source + _RUN.pack(run.boot.bytes, run.seq, run.rows, run.sent))
-    named = b"".join(parts)
-    padding = -(_HEAD.size + len(named)) % 8
-    start = _HEAD.size + len(named) + padding
-    columns = frame.batch.num_columns
-    rest = b"".join(
-        [
-            struct.pack("<HHII", len(schema_id), columns, len(frame.manifest), start),
-            named,
-            bytes(padding),
-            memoryview(frame.batch.serialize()),
-        ]
-    )
-    if len(rest) + 8 > FRAME_BYTES_MAX:
+    schema_id, runs = frame.schema_id.encode(), frame.manifest
+    message = memoryview(frame.batch.serialize())
+    manifest: list[bytes] = [
+        *(runs.seqs.astype("<u8").tobytes(), runs.sents.astype("<f8").tobytes(), runs.boots),
+        *(runs.rows.astype("<u4").tobytes(), runs.ends.astype("<u4").tobytes(), runs.names),
+    ]
+    begin, end = _places(len(schema_id), len(runs), len(runs.names))
+    size = end + len(message)
+    if size > FRAME_BYTES_MAX:
         raise FrameError(
-            FrameFault.TOO_LARGE, f"a frame of {len(rest) + 8} bytes; at most {FRAME_BYTES_MAX}: make it of fewer rows"
+            FrameFault.TOO_LARGE, f"a frame of {size} bytes; at most {FRAME_BYTES_MAX}: make it of fewer rows"
         )
-    return MAGIC + struct.pack("<I", zlib.crc32(rest)) + rest
+    head = struct.pack("<HHIII", frame.batch.num_columns, len(schema_id), len(runs), len(runs.names), 0)
+    filled = begin - _HEAD.size - len(schema_id)
+    behind = end - begin - sum(map(len, manifest))
+    covered = xxhash.xxh3_64()
+    parts: list[bytes | memoryview] = [head, schema_id, bytes(filled), *manifest, bytes(behind), message]
+    for part in parts:
+        covered.update(part)
+    return b"".join((MAGIC, struct.pack("<Q", covered.intdigest()), *parts))
+
+
+def _places(id_length: int, runs: int, names: int) -> tuple[int, int]:
+    """Where the manifest and the Arrow message begin."""
+    begin = _aligned(_HEAD.size + id_length)
+    return begin, _aligned(begin + runs * _RUN_BYTES + names)
+
+
+def _aligned(size: int) -> int:
+    return size + -size % 8
 
 
 def decode(payload: bytes, allowed: frozenset[str] | None = None) -> Frame:
@@ -228,58 +244,51 @@ def decode(payload: bytes, allowed: frozenset[str] | None = None) -> Frame:
     return Frame(schema_id, batch, manifest)
 
 
-def _check_rows(schema_id: str, batch: pa.RecordBatch, manifest: tuple[Run, ...]) -> None:
-    rows = sum(run.rows for run in manifest)
+def _check_rows(schema_id: str, batch: pa.RecordBatch, manifest: Manifest) -> None:
+    if len(manifest) > RUNS_MAX:
+        raise FrameError(FrameFault.BAD_MANIFEST, f"{len(manifest)} runs; a frame has at most {RUNS_MAX}")
+    if (fault := manifest.fault()) is not None:
+        raise FrameError(FrameFault.BAD_MANIFEST, fault)
+    rows = int(manifest.rows.sum())
     if rows != batch.num_rows:
         raise FrameError(FrameFault.ROWS_DISAGREE, f"the manifest counts {rows} rows, the batch has {batch.num_rows}")
     if rows > FRAME_ROWS_MAX:
         raise FrameError(FrameFault.TOO_MANY_ROWS, f"{rows} rows; a frame has at most {FRAME_ROWS_MAX}")
-    if len(manifest) > RUNS_MAX:
-        raise FrameError(FrameFault.BAD_MANIFEST, f"{len(manifest)} runs; a frame has at most {RUNS_MAX}")
-    for number, run in enumerate(manifest):
-        if not (
-            0 < len(run.source.encode()) <= SOURCE_BYTES_MAX and 0 <= run.seq < SEQ_END and abs(run.sent) < SECONDS_MAX
-        ):
-            raise FrameError(FrameFault.BAD_MANIFEST, f"run {number} (source {run.source[:64]!r}) is not a run")
     _check_cells(schema_id, batch)
 
 
-def _decode_head(payload: bytes) -> tuple[str, int, tuple[Run, ...], int]:
+def _decode_head(payload: bytes) -> tuple[str, int, Manifest, int]:
     if len(payload) < _HEAD.size:
         raise FrameError(FrameFault.TOO_SHORT, f"{len(payload)} bytes; a frame has at least {_HEAD.size}")
     if len(payload) > FRAME_BYTES_MAX:
         raise FrameError(FrameFault.TOO_LARGE, f"{len(payload)} bytes; a frame has at most {FRAME_BYTES_MAX}")
-    magic, crc, id_length, columns, runs, start = _HEAD.unpack_from(payload)
+    magic, checksum, columns, id_length, runs, names, _zero = _HEAD.unpack_from(payload)
     if magic != MAGIC:
         raise FrameError(FrameFault.NOT_A_FRAME, f"begins with {magic!r}; a frame begins with {MAGIC!r}")
-    if crc != zlib.crc32(memoryview(payload)[8:]):
+    if checksum != xxhash.xxh3_64_intdigest(memoryview(payload)[_COVERED:]):
         raise FrameError(
             FrameFault.CHECKSUM, "the checksum does not fit: the frame was cut short or changed on the way"
         )
-    if not _HEAD.size + id_length <= start <= len(payload) or runs > RUNS_MAX:
+    begin, start = _places(id_length, runs, names)
+    if start > len(payload) or runs > RUNS_MAX:
         raise FrameError(
             FrameFault.BAD_MANIFEST, f"{runs} runs and a batch at byte {start} of {len(payload)} cannot be"
         )
     name = payload[_HEAD.size : _HEAD.size + id_length].decode("utf-8", "replace")
     if name not in SCHEMAS:
         raise FrameError(FrameFault.UNKNOWN_SCHEMA, f"schema {name[:64]!r}; known are {', '.join(SCHEMAS)}")
-    return name, columns, _decode_runs(payload, _HEAD.size + id_length, start, runs), start
+    return name, columns, _decode_runs(payload, begin, runs, names), start
 
 
-def _decode_runs(payload: bytes, at: int, end: int, count: int) -> tuple[Run, ...]:
-    runs: list[Run] = []
-    try:
-        for _ in range(count):
-            (length,) = struct.unpack_from("<H", payload, at)
-            source = payload[at + 2 : at + 2 + length].decode()
-            boot, seq, rows, sent = _RUN.unpack_from(payload, at + 2 + length)
-            at += 2 + length + _RUN.size
-            if at > end:
-                raise FrameError(FrameFault.BAD_MANIFEST, f"run {len(runs)} of {count} reaches into the batch")
-            runs.append(Run(source, uuid.UUID(bytes=boot), seq, rows, sent))
-    except (struct.error, UnicodeDecodeError) as error:
-        raise FrameError(FrameFault.BAD_MANIFEST, f"run {len(runs)} of {count}: {error}") from error
-    return tuple(runs)
+def _decode_runs(payload: bytes, at: int, runs: int, names: int) -> Manifest:
+    seqs = np.frombuffer(payload, "<i8", runs, at)
+    sents = np.frombuffer(payload, "<f8", runs, at + 8 * runs)
+    boots = payload[at + 16 * runs : at + 32 * runs]
+    rows = np.frombuffer(payload, "<u4", runs, at + 32 * runs).astype(np.int64)
+    ends = np.frombuffer(payload, "<u4", runs, at + 36 * runs).astype(np.int64)
+    if (int(ends[-1]) if runs else 0) != names:
+        raise FrameError(FrameFault.BAD_MANIFEST, f"the names of {runs} runs do not end where they should, at {names}")
+    return Manifest(boots, payload[at + 40 * runs : at + 40 * runs + names], ends, seqs, rows, sents)
 
 
 def _decode_batch(payload: bytes, start: int, schema: pa.Schema, columns: int) -> pa.RecordBatch:

@@ -5,16 +5,20 @@ takes off the offset of a wrong clock, and refuses rows that are still outside t
 somebody else has sent: what is refused comes out beside the frame, with its reason.
 """
 
-from collections import Counter, deque
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from telemetry_bus.bus import Record
 from telemetry_bus.errors import FrameError, FrameFault
 from telemetry_bus.frames import Frame, decode, micros_of, select_runs
-from telemetry_bus.ledger import SOURCES_MAX, SourceLedger
+from telemetry_bus.ledger import SourceLedger
+from telemetry_bus.manifest import Array
 from telemetry_bus.topics import TELEMETRY, TOPIC_SCHEMAS, Topic
 
 CLOCK_TOLERANCE_SECONDS = 5.0
@@ -24,8 +28,8 @@ FUTURE_SECONDS_MAX = 10.0
 """A row may be this far ahead of the bus after its clock's offset was taken off."""
 LATE_SECONDS_MAX = 900.0
 """A live row may be this old: the SDK's queue and a collector's retries together hold minutes, not hours."""
-OFFSETS_MAX = 65_536
-"""Sources whose clock offset is remembered; the oldest is forgotten first."""
+BACKLOG_SECONDS_MAX = 48 * 3600.0
+"""What an outage has held back: a spool holds a day at most, and may wait for its node as long again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +51,18 @@ class Taken:
 
 
 class Intake:
-    """Takes records of any topics in order. It remembers sources (see :class:`SourceLedger`) and clock offsets."""
+    """Takes records of any topics in order. It remembers sources (see :class:`SourceLedger`), their clocks and their
+    regions."""
 
     def __init__(self) -> None:
         self.ledger = SourceLedger()
         self.refused: Counter[FrameFault] = Counter(dict.fromkeys(FrameFault, 0))
-        self.clock_offsets: dict[str, float] = {}
+        self.clock_offsets: Mapping[str, float] = self.ledger.clock_offsets
         """Seconds by which a source's clock is ahead of the bus's, for those beyond the tolerance."""
-        self.simulated: dict[str, None] = {}
-        """Sources whose newest rows are simulated, oldest first."""
+        self.simulated = self.ledger.simulated
+        """The sources whose newest rows are simulated."""
+        self.regions: Mapping[str, float] = self.ledger.sources.region_seen
+        """The bus's time (UTC seconds) of each region's newest live frame."""
 
     def take(self, record: Record) -> Taken:
         """The fresh, corrected rows of ``record`` and what was refused of it."""
@@ -64,81 +71,72 @@ class Intake:
         except FrameError as error:
             self.refused[error.reason] += 1
             return Taken(record, None, (Refusal(record, error.reason, str(error)),))
-        frame = select_runs(frame, [self.ledger.fresh(run, record.time) for run in frame.manifest])
+        placed = self.ledger.take(frame.manifest, record.time)
+        frame = select_runs(frame, placed.fresh)
         if not frame.rows:
             return Taken(record, None)
-        if record.topic not in TELEMETRY:
+        if record.topic not in TELEMETRY and record.topic is not Topic.BACKLOG:
             return Taken(record, frame)
+        sources = placed.sources[placed.fresh]
+        self._note(frame, sources, record)
+        return self._in_time(record, frame, sources)
+
+    def _note(self, frame: Frame, sources: Array, record: Record) -> None:
+        """What the rows say of their sources: whether they are simulated, and where they are."""
+        table, starts = self.ledger.sources, frame.manifest.starts()
+        with_rows = frame.manifest.rows > 0
+        sources, starts = sources[with_rows], starts[with_rows]
         if "simulated" in frame.batch.schema.names:
-            self._note_simulated(frame)
-        return self._in_time(record, frame)
+            rows = frame.numbers("simulated")[0].astype(bool)
+            table.rows["simulated"][sources] = np.logical_or.reduceat(rows, starts)
+        if "region" in frame.batch.schema.names and record.topic is not Topic.BACKLOG:
+            firsts: Any = pa.array(starts)
+            encoded: Any = pc.dictionary_encode(frame.batch.column("region").take(firsts))
+            regions = [table.region_at(name, record.time) for name in encoded.dictionary.to_pylist()]
+            indices = np.asarray(encoded.indices.fill_null(len(regions)))
+            table.rows["region"][sources] = np.array([*regions, -1])[indices]
 
-    def _note_simulated(self, frame: Frame) -> None:
-        rows = frame.numbers("simulated")[0].astype(bool)
-        if not self.simulated and not rows.any():
-            return
-        runs = [run for run in frame.manifest if run.rows]
-        for run, simulated in zip(runs, np.logical_or.reduceat(rows, _starts(frame)).tolist(), strict=True):
-            if not simulated:
-                self.simulated.pop(run.source, None)
-                continue
-            self.simulated[run.source] = None
-            if len(self.simulated) > SOURCES_MAX:
-                del self.simulated[next(iter(self.simulated))]
-
-    def _in_time(self, record: Record, frame: Frame) -> Taken:
-        times = frame.times() - np.repeat(self._offsets(record, frame), [run.rows for run in frame.manifest])
+    def _in_time(self, record: Record, frame: Frame, sources: Array) -> Taken:
+        offsets = self._offsets(record, frame, sources)
+        times = frame.times()
+        if offsets.any():
+            times = times - np.repeat(offsets, frame.manifest.rows)
+            frame = _with_times(frame, times)
         ahead = times - record.time
-        kept = (ahead <= FUTURE_SECONDS_MAX) & (ahead >= -LATE_SECONDS_MAX)
+        late = BACKLOG_SECONDS_MAX if record.topic is Topic.BACKLOG else LATE_SECONDS_MAX
+        kept = (ahead <= FUTURE_SECONDS_MAX) & (ahead >= -late)
         if kept.all():
-            return Taken(record, _with_times(frame, times))
+            return Taken(record, frame)
         worst = ahead[~kept][np.argmax(np.abs(ahead[~kept]))]
         message = (
             f"{int((~kept).sum())} of {frame.rows} rows are out of their window once the clock's offset is taken off: "
             f"the worst is {worst:+.1f} s from the bus's clock, "
-            f"allowed are -{LATE_SECONDS_MAX:.0f} s to +{FUTURE_SECONDS_MAX:.0f} s"
+            f"allowed are -{late:.0f} s to +{FUTURE_SECONDS_MAX:.0f} s"
         )
         self.refused[FrameFault.OUT_OF_WINDOW] += 1
         refusal = Refusal(record, FrameFault.OUT_OF_WINDOW, message)
-        left = _with_times(_filter_rows(frame, kept), times[kept]) if kept.any() else None
-        return Taken(record, left, (refusal,))
+        return Taken(record, _filter_rows(frame, kept) if kept.any() else None, (refusal,))
 
-    def _offsets(self, record: Record, frame: Frame) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        measured = np.array([run.sent - record.time for run in frame.manifest])
-        wrong = np.abs(measured) > CLOCK_TOLERANCE_SECONDS
-        for run, offset, is_wrong in zip(frame.manifest, measured.tolist(), wrong.tolist(), strict=True):
-            if is_wrong:
-                self.clock_offsets[run.source] = offset
-                if len(self.clock_offsets) > OFFSETS_MAX:
-                    del self.clock_offsets[next(iter(self.clock_offsets))]
-            else:
-                self.clock_offsets.pop(run.source, None)
-        return np.where(wrong, measured, 0.0)
+    def _offsets(self, record: Record, frame: Frame, sources: Array) -> Array:
+        """For every run the seconds by which its clock is ahead; 0 within the tolerance."""
+        measured = frame.manifest.sents - record.time
+        offsets = np.where(np.abs(measured) > CLOCK_TOLERANCE_SECONDS, measured, 0.0)
+        self.ledger.sources.rows["offset"][sources] = offsets
+        return offsets
 
 
-def _with_times(frame: Frame, times: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Frame:
+def _with_times(frame: Frame, times: Array) -> Frame:
     index = frame.batch.schema.get_field_index("time")
     batch = frame.batch.set_column(index, frame.batch.schema.field(index), micros_of(times))
-    return Frame(frame.schema_id, batch, frame.manifest)
+    return replace(frame, batch=batch)
 
 
-def _filter_rows(frame: Frame, kept: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Frame:
+def _filter_rows(frame: Frame, kept: Array) -> Frame:
     """Only the kept rows; runs shrink with them."""
-    left = deque(np.add.reduceat(kept, _starts(frame)).tolist() if frame.manifest else [])
-    runs = []
-    for run in frame.manifest:
-        rows = int(left.popleft()) if run.rows else 0
-        runs.append(type(run)(run.source, run.boot, run.seq, rows, run.sent))
-    return Frame(frame.schema_id, frame.batch.filter(pa.array(kept)), tuple(runs))
-
-
-def _starts(frame: Frame) -> list[int]:
-    starts, at = [], 0
-    for run in frame.manifest:
-        if run.rows:
-            starts.append(at)
-        at += run.rows
-    return starts
+    counts = np.concatenate([[0], np.cumsum(kept)])
+    starts = frame.manifest.starts()
+    rows = counts[starts + frame.manifest.rows] - counts[starts]
+    return Frame(frame.schema_id, frame.batch.filter(pa.array(kept)), frame.manifest.counting(rows))
 
 
 def topic_of(schema_id: str) -> Topic:

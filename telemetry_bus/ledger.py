@@ -2,64 +2,106 @@
 
 Pure: it is given manifests and the time, and counts. Per source and boot, ``seq`` runs from 0 without holes; a hole is
 *outstanding* (a backlog may fill it) until :data:`LOST_AFTER_SECONDS`, then it is *lost*, which is final.
+
+The runs of a frame are looked at together, as arrays: only what is not simply the next frame of its source is looked at
+one by one.
 """
 
 import math
-import uuid
-from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from telemetry_bus.frames import Run
+import numpy as np
+
+from telemetry_bus.manifest import BOOT_BYTES, Array, Manifest, Run
+from telemetry_bus.ranges import Ranges
+from telemetry_bus.source_table import ClockOffsets, LastSeen, SimulatedSources, SourceRegions, SourceTable
 
 LOST_AFTER_SECONDS = 6 * 3600.0
 """A node's spool holds four hours; what has not come two hours later does not come."""
 SOURCES_MAX = 131_072
 """37,500 nodes, each restarted three times within the hours that are remembered."""
-HOLES_MAX = 16_384
-"""Four hours at one frame a second, for one source; what goes beyond is counted as lost at once."""
+HOLES_MAX = 1_048_576
+"""A day at ten frames a second, for one source; what goes beyond is lost at once. They are kept as ranges."""
 CLOCK_STEP_SECONDS = 60.0
 """Readers of several partitions see times out of order by seconds; a time that is older by more than this is the bus's
 clock set back, and what was remembered from before is brought back with it."""
 EARLY_MAX = 1_024
 """Frames from before the first one that this reader saw, remembered so that they are not taken twice."""
 
+_BOOT = np.dtype(
+    [
+        ("first", "i8"),
+        ("following", "i8"),
+        ("seen", "f8"),
+        ("frames", "i8"),
+        ("duplicates", "i8"),
+        ("lost", "i8"),
+        ("source", "i8"),
+        ("used", "?"),
+    ]
+)
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class SourceCount:
-    """One boot of one source. ``holes`` maps a missing seq to the time (UTC seconds) at which it was missed."""
+    """One boot of one source as it stands. ``holes`` are the numbers of the frames that are outstanding."""
 
     source: str
-    first: int
-    following: int
-    last_seen: float
-    frames: int = 0
-    duplicates: int = 0
-    lost: int = 0
-    holes: dict[int, float] = field(default_factory=dict)
-    unread: dict[int, float] = field(default_factory=dict)
-    """Like ``holes``, of frames that this reader itself may have skipped: no loss, and fresh if they come after all."""
-    early: set[int] = field(default_factory=set)
+    frames: int
+    duplicates: int
+    lost: int
+    holes: Ranges = field(repr=False)
+    early: frozenset[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What the ledger says of a manifest's runs: which are fresh, and each one's row in the table of sources."""
+
+    fresh: Array
+    sources: Array
 
 
 class SourceLedger:
     """Counts the frames of every source. ``*_total`` never go down, not even when a silent source is forgotten."""
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[tuple[str, uuid.UUID], SourceCount] = OrderedDict()
-        self._holed: dict[tuple[str, uuid.UUID], SourceCount] = {}
-        self._boots: Counter[str] = Counter()
-        self.last_seen: dict[str, float] = {}
-        """The bus's time (UTC seconds) of each source's newest frame, whatever its boot. For reading only."""
+        self.sources = SourceTable()
+        self.last_seen = LastSeen(self.sources)
+        """The bus's time (UTC seconds) of each source's newest frame, whatever its boot."""
+        self.clock_offsets = ClockOffsets(self.sources)
+        self.simulated = SimulatedSources(self.sources)
+        self.regions = SourceRegions(self.sources)
         self.frames_total = 0
         self.duplicate_total = 0
         self.lost_total = 0
         self.outstanding = 0
+        self._boots = np.zeros(64, dtype=_BOOT)
+        self._index: dict[bytes, int] = {}
+        self._keys: list[bytes] = []
+        self._free: list[int] = []
+        self._holes: dict[int, Ranges] = {}
+        self._unread: dict[int, Ranges] = {}
+        """Like holes, of frames that this reader itself may have skipped: no loss, and fresh if they come after all."""
+        self._early: dict[int, set[int]] = {}
         self._unread_before = -math.inf
 
     def __iter__(self) -> Iterator[SourceCount]:
         """Every boot of every source that is remembered."""
-        return iter(self._counts.values())
+        return (self._count(slot) for slot in self._index.values())
+
+    def holed(self) -> Iterator[SourceCount]:
+        """The boots that miss frames: mostly few, whatever the number of sources."""
+        return (self._count(slot) for slot in list(self._holes))
+
+    def repeated(self) -> Iterator[SourceCount]:
+        """The boots of which frames came more than once."""
+        return map(self._count, np.flatnonzero(self._boots["used"] & (self._boots["duplicates"] > 0)).tolist())
+
+    def losers(self) -> Iterator[SourceCount]:
+        """The boots of which frames were lost."""
+        return map(self._count, np.flatnonzero(self._boots["used"] & (self._boots["lost"] > 0)).tolist())
 
     def skipped_before(self, now: float) -> None:
         """Say that this reader was moved past records that the bus took up to ``now`` (UTC seconds, its clock).
@@ -69,116 +111,146 @@ class SourceLedger:
         """
         self._unread_before = max(self._unread_before, now)
 
-    def holed(self) -> Iterator[SourceCount]:
-        """The boots that miss frames: mostly few, whatever the number of sources."""
-        return (count for count in self._holed.values() if count.holes)
-
     def fresh(self, run: Run, now: float) -> bool:
-        """Count ``run``, seen at ``now`` (UTC seconds on the bus's clock); False if it was here before."""
-        key = (run.source, run.boot)
-        count = self._counts.get(key)
-        if count is None:
-            count = self._counts[key] = SourceCount(run.source, run.seq, run.seq, now)
-            self._boots[run.source] += 1
-            self.last_seen.setdefault(run.source, now)
-            self._forget_longest_silent()
-        fresh = self._place(count, run.seq, now)
-        count.last_seen = _later(count.last_seen, now)
-        self.last_seen[run.source] = _later(self.last_seen[run.source], now)
-        self._counts.move_to_end(key)
-        if count.holes or count.unread:
-            self._holed[key] = count
-        else:
-            self._holed.pop(key, None)
-        if fresh:
-            count.frames += 1
-            self.frames_total += 1
-        else:
-            count.duplicates += 1
-            self.duplicate_total += 1
-        return fresh
+        """Count one run, seen at ``now`` (UTC seconds on the bus's clock); False if it was here before."""
+        return bool(self.take(Manifest.of([run]), now).fresh[0])
 
-    def _place(self, count: SourceCount, seq: int, now: float) -> bool:
-        if seq >= count.following:
-            if count.last_seen <= self._unread_before:
-                self._remember_unread(count, count.following, seq, now)
-            else:
-                self._open_holes(count, count.following, seq, now)
-            count.following = seq + 1
+    def take(self, manifest: Manifest, now: float) -> Placed:
+        """Count the runs of a frame that was seen at ``now`` (UTC seconds on the bus's clock)."""
+        slots, boots = self._slots(manifest, now), self._boots
+        fresh = np.ones(len(slots), dtype=bool)
+        is_next = boots["following"][slots] == manifest.seqs
+        if len(np.unique(slots)) < len(slots):
+            is_next[:] = False  # a source several times in one frame: its runs in their order
+        ahead = slots[is_next]
+        boots["following"][ahead] += 1
+        for at in np.flatnonzero(~is_next).tolist():
+            slot = int(slots[at])
+            fresh[at] = self._place(slot, int(manifest.seqs[at]), now)
+            boots["seen"][slot] = _later(boots["seen"][slot], now)
+        boots["seen"][ahead] = _later(boots["seen"][ahead], now)
+        sources = boots["source"][slots]
+        self.sources.rows["seen"][sources] = _later(self.sources.rows["seen"][sources], now)
+        np.add.at(boots["frames"], slots[fresh], 1)
+        np.add.at(boots["duplicates"], slots[~fresh], 1)
+        self.frames_total += int(fresh.sum())
+        self.duplicate_total += len(fresh) - int(fresh.sum())
+        return Placed(fresh, sources)
+
+    def _slots(self, manifest: Manifest, now: float) -> Array:
+        keys = manifest.keys()
+        slots = np.array([self._index.get(key, -1) for key in keys], dtype=np.intp)
+        if (slots >= 0).all():
+            return slots
+        for at in np.flatnonzero(slots < 0).tolist():
+            known = self._index.get(keys[at])
+            slots[at] = self._adopt(keys[at], int(manifest.seqs[at]), now) if known is None else known
+        if len(self._index) > SOURCES_MAX:
+            self._forget_longest_silent(slots)
+        return slots
+
+    def _adopt(self, key: bytes, seq: int, now: float) -> int:
+        if not self._free:
+            if len(self._keys) == len(self._boots):
+                self._boots = np.concatenate([self._boots, np.zeros(len(self._boots), dtype=_BOOT)])
+            self._free.append(len(self._keys))
+            self._keys.append(b"")
+        slot = self._free.pop()
+        self._index[key], self._keys[slot] = slot, key
+        self._boots[slot] = (seq, seq, now, 0, 0, 0, self.sources.adopt(key[:-BOOT_BYTES].decode()), True)
+        return slot
+
+    def _place(self, slot: int, seq: int, now: float) -> bool:
+        boot = self._boots[slot]
+        if seq >= boot["following"]:
+            self._note_missing(slot, int(boot["following"]), seq, now)
+            boot["following"] = seq + 1
             return True
-        if seq in count.holes:
-            del count.holes[seq]
+        if (holes := self._holes.get(slot)) is not None and holes.discard(seq):
             self.outstanding -= 1
+            if not holes:
+                del self._holes[slot]
             return True
-        if count.unread.pop(seq, None) is not None:
+        if (unread := self._unread.get(slot)) is not None and unread.discard(seq):
             return True
-        if seq >= count.first or seq in count.early:
+        early = self._early.setdefault(slot, set()) if seq < boot["first"] else set()
+        if seq >= boot["first"] or seq in early:
             return False
-        if len(count.early) < EARLY_MAX:
-            count.early.add(seq)
+        if len(early) < EARLY_MAX:
+            early.add(seq)
         return True
 
-    def _open_holes(self, count: SourceCount, start: int, stop: int, now: float) -> None:
-        room = max(0, HOLES_MAX - len(count.holes))
-        lost = max(0, stop - start - room)
-        count.lost += lost
-        self.lost_total += lost
-        opened = range(start + lost, stop)
-        count.holes.update(dict.fromkeys(opened, now))
-        self.outstanding += len(opened)
+    def _note_missing(self, slot: int, begin: int, end: int, now: float) -> None:
+        if begin >= end:
+            return
+        is_unread = self._boots["seen"][slot] <= self._unread_before
+        ranges = (self._unread if is_unread else self._holes).setdefault(slot, Ranges())
+        before = len(ranges)
+        ranges.append(begin, end, now)
+        ranges.shorten(HOLES_MAX)
+        if not is_unread:
+            self.outstanding += len(ranges) - before
+            self._lose(slot, end - begin + before - len(ranges))
 
-    def _remember_unread(self, count: SourceCount, start: int, stop: int, now: float) -> None:
-        room = max(0, HOLES_MAX - len(count.unread))
-        count.unread.update(dict.fromkeys(range(max(start, stop - room), stop), now))
+    def _lose(self, slot: int, frames: int) -> None:
+        self._boots["lost"][slot] += frames
+        self.lost_total += frames
 
     def expire(self, now: float) -> None:
         """Call lost what is missing for :data:`LOST_AFTER_SECONDS`, and forget boots that are silent as long.
 
-        Only what has holes and what has been silent longest is looked at: it may be called at every tick.
+        Only what has holes is looked at one by one: it may be called at every tick.
         """
-        for key, count in list(self._holed.items()):
-            late = [seq for seq, since in count.holes.items() if now - since >= LOST_AFTER_SECONDS]
-            for seq in late:
-                del count.holes[seq]
-            self.outstanding -= len(late)
-            self.lost_total += len(late)
-            count.lost += len(late)
-            count.unread = {seq: since for seq, since in count.unread.items() if now - since < LOST_AFTER_SECONDS}
-            if not (count.holes or count.unread):
-                del self._holed[key]
-        silent = []
-        for key, count in self._counts.items():  # the longest silent is the first
-            if now - count.last_seen < LOST_AFTER_SECONDS:
-                break
-            if not count.holes:
-                silent.append(key)
-        for key in silent:
-            self._forget(key)
+        before = now - LOST_AFTER_SECONDS
+        for slot, holes in list(self._holes.items()):
+            lost = holes.expire(before)
+            self.outstanding -= lost
+            self._lose(slot, lost)
+            if not holes:
+                del self._holes[slot]
+        for slot, unread in list(self._unread.items()):
+            unread.expire(before)
+            if not unread:
+                del self._unread[slot]
+        for slot in np.flatnonzero(self._boots["used"] & (self._boots["seen"] <= before)).tolist():
+            if slot not in self._holes:
+                self._forget(slot)
 
     def set_back(self, now: float) -> None:
         """The bus's clock was set back to ``now``: what was seen or missed later than that was so now."""
-        for count in self._counts.values():
-            count.last_seen = min(count.last_seen, now)
-        for count in self._holed.values():
-            count.holes = {seq: min(since, now) for seq, since in count.holes.items()}
-            count.unread = {seq: min(since, now) for seq, since in count.unread.items()}
-        self.last_seen = {source: min(seen, now) for source, seen in self.last_seen.items()}
+        np.minimum(self._boots["seen"], now, out=self._boots["seen"])
+        np.minimum(self.sources.rows["seen"], now, out=self.sources.rows["seen"])
+        for ranges in (*self._holes.values(), *self._unread.values()):
+            ranges.not_after(now)
 
-    def _forget_longest_silent(self) -> None:
-        while len(self._counts) > SOURCES_MAX:
-            count = self._forget(next(iter(self._counts)))
-            self.outstanding -= len(count.holes)
-            self.lost_total += len(count.holes)
+    def _forget_longest_silent(self, kept: Array) -> None:
+        """Bring the number of boots back to its bound: not those at hand; what the others missed is lost."""
+        seen = np.where(self._boots["used"], self._boots["seen"], np.inf)
+        seen[kept] = np.inf
+        for slot in np.argsort(seen, kind="stable")[: len(self._index) - SOURCES_MAX].tolist():
+            if not self._boots["used"][slot] or slot in kept:
+                continue
+            if (holes := self._holes.get(slot)) is not None:
+                self.outstanding -= len(holes)
+                self.lost_total += len(holes)
+            self._forget(slot)
 
-    def _forget(self, key: tuple[str, uuid.UUID]) -> SourceCount:
-        count = self._counts.pop(key)
-        self._holed.pop(key, None)
-        self._boots[count.source] -= 1
-        if not self._boots[count.source]:
-            del self._boots[count.source], self.last_seen[count.source]
-        return count
+    def _forget(self, slot: int) -> None:
+        self._holes.pop(slot, None)
+        self._unread.pop(slot, None)
+        self._early.pop(slot, None)
+        self.sources.release(int(self._boots["source"][slot]))
+        del self._index[self._keys[slot]]
+        self._boots["used"][slot] = False
+        self._free.append(slot)
+
+    def _count(self, slot: int) -> SourceCount:
+        boot = self._boots[slot]
+        source = self.sources.names[boot["source"]]
+        holes, early = self._holes.get(slot, Ranges()), frozenset(self._early.get(slot, ()))
+        return SourceCount(source, int(boot["frames"]), int(boot["duplicates"]), int(boot["lost"]), holes, early)
 
 
-def _later(known: float, now: float) -> float:
+def _later(known: Array, now: float) -> Array:
     """The later of two times, unless the clock was set back in between."""
-    return now if now < known - CLOCK_STEP_SECONDS else max(known, now)
+    return np.where(now < known - CLOCK_STEP_SECONDS, now, np.maximum(known, now))

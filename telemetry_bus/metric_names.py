@@ -85,7 +85,9 @@ GPU_METRICS: tuple[Metric, ...] = (
     _counter("nvlink_crc_error_count", "NVLink CRC errors, over all links."),
     _counter("nvlink_replay_count", "NVLink packets sent again, over all links."),
     _counter("nvlink_recovery_count", "NVLink recoveries, over all links."),
-    _gauge("recovery_action", "What the driver asks for: 0 nothing, 1 GPU reset, 2 reboot, 3 drain, 4 drain and reset."),
+    _gauge(
+        "recovery_action", "What the driver asks for: 0 nothing, 1 GPU reset, 2 reboot, 3 drain, 4 drain and reset."
+    ),
 )
 
 GPU_METRIC_NAMES: tuple[str, ...] = tuple(metric.name for metric in GPU_METRICS)

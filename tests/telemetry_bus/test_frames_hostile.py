@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import struct
 import uuid
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telemetry_bus import SCHEMAS, Frame, FrameError, FrameFault, FrameMaker, Run, decode, encode
-from telemetry_bus.frames import FRAME_BYTES_MAX, FRAME_ROWS_MAX, STRING_BYTES_MAX, batch_of
+from telemetry_bus.frames import FRAME_BYTES_MAX, FRAME_ROWS_MAX, MAGIC, STRING_BYTES_MAX, batch_of
 
 NOW = 1_700_000_000.0
 BOOT = uuid.UUID(int=7)
-HEAD = struct.Struct("<4sIHHII")
-COLUMNS, RUNS, BATCH = 10, 12, 16  # where the head's fields begin
+HEAD = struct.Struct("<8sQHHIII")
+COLUMNS, ID_LENGTH, RUNS, NAMES = 16, 18, 20, 24  # where the head's fields begin
+SENT, ROWS, END, NAME = 8, 32, 36, 40  # where they are behind the seq of a manifest of one run
 MUTATIONS = 400
 
 
 def sealed(frame: bytes | bytearray) -> bytes:
     """The bytes with a checksum that fits, so that what is behind it is reached."""
-    return bytes(frame[:4]) + struct.pack("<I", zlib.crc32(frame[8:])) + bytes(frame[8:])
+    return bytes(frame[:8]) + struct.pack("<Q", xxhash.xxh3_64_intdigest(bytes(frame[16:]))) + bytes(frame[16:])
 
 
 def changed(frame: bytes, at: int, kind: str, value: int) -> bytes:
@@ -38,12 +39,15 @@ def changed(frame: bytes, at: int, kind: str, value: int) -> bytes:
 
 def built(schema_id: str, message: bytes, rows: int, *, columns: int | None = None, source: bytes = b"s") -> bytes:
     """A frame of any Arrow message."""
-    run = struct.pack("<H", len(source)) + source + struct.pack("<16sQId", BOOT.bytes, 0, rows, NOW)
-    named = schema_id.encode() + run
-    start = HEAD.size + len(named) + -(HEAD.size + len(named)) % 8
+    run = struct.pack("<Qd16sII", 0, NOW, BOOT.bytes, rows, len(source)) + source
     known = len(SCHEMAS[schema_id]) if columns is None else columns
-    head = HEAD.pack(b"NTF1", 0, len(schema_id), known, 1, start)
-    return sealed((head + named).ljust(start, b"\0") + message)
+    head = HEAD.pack(MAGIC, 0, known, len(schema_id), 1, len(source), 0)
+    return sealed(padded(padded(head + schema_id.encode()) + run) + message)
+
+
+def padded(data: bytes) -> bytes:
+    """Zeros up to a multiple of eight."""
+    return data + bytes(-len(data) % 8)
 
 
 def train() -> bytes:
@@ -94,15 +98,14 @@ def refused(payload: bytes, allowed: frozenset[str] | None = None) -> FrameError
 
 def message_of(frame: bytes) -> bytes:
     """The Arrow message of a frame."""
-    return frame[struct.unpack_from("<I", frame, BATCH)[0] :]
+    return frame[batch_at(frame) :]
 
 
 def declaring(rows: int) -> bytes:
     """A tick frame whose Arrow message declares so many rows and has one."""
     # The number 3 comes first as the batch's length, then as the length of its column.
     frame = bytearray(tick(3))
-    start = struct.unpack_from("<I", frame, BATCH)[0]
-    struct.pack_into("<q", frame, frame.index(struct.pack("<q", 3), start), rows)
+    struct.pack_into("<q", frame, frame.index(struct.pack("<q", 3), batch_at(frame)), rows)
     return sealed(frame)
 
 
@@ -137,9 +140,14 @@ def null_time() -> bytes:
     return built("tick/1", batch_of("tick/1", {"time": [None]}).serialize().to_pybytes(), 1)
 
 
-def run_at(frame: bytes) -> int:
-    """Where the first run of the manifest begins."""
-    return HEAD.size + int(struct.unpack_from("<H", frame, 8)[0])
+def run_at(frame: bytes | bytearray) -> int:
+    """Where the manifest begins."""
+    return -(-(HEAD.size + int(struct.unpack_from("<H", frame, ID_LENGTH)[0])) // 8) * 8
+
+
+def batch_at(frame: bytes | bytearray) -> int:
+    """Where the Arrow message of a frame of one run begins."""
+    return -(-(run_at(frame) + NAME + int(struct.unpack_from("<I", frame, NAMES)[0])) // 8) * 8
 
 
 def schema_message() -> bytes:
@@ -151,7 +159,7 @@ FAULTS: list[tuple[str, FrameFault, Callable[[], bytes], str]] = [
     ("nothing", FrameFault.TOO_SHORT, lambda: b"", "0 bytes"),
     ("half a head", FrameFault.TOO_SHORT, lambda: train()[:19], "19 bytes"),
     ("larger than a frame may be", FrameFault.TOO_LARGE, lambda: bytes(FRAME_BYTES_MAX + 1), str(FRAME_BYTES_MAX)),
-    ("text", FrameFault.NOT_A_FRAME, lambda: b'{"time": 1700000000, "loss": 1}', "NTF1"),
+    ("text", FrameFault.NOT_A_FRAME, lambda: b'{"time": 1700000000, "loss": 1.25}', "NTF2"),
     ("a wrong checksum", FrameFault.CHECKSUM, lambda: train()[:-1] + b"\xff", "cut short or changed"),
     ("cut short", FrameFault.CHECKSUM, lambda: train()[:-8], "cut short or changed"),
     (
@@ -167,20 +175,19 @@ FAULTS: list[tuple[str, FrameFault, Callable[[], bytes], str]] = [
         "known",
     ),
     ("too many runs", FrameFault.BAD_MANIFEST, lambda: changed(train(), RUNS, "<I", 2**32 - 1), "4294967295 runs"),
-    ("more runs than are there", FrameFault.BAD_MANIFEST, lambda: changed(train(), RUNS, "<I", 2), "run 1"),
-    ("a batch outside", FrameFault.BAD_MANIFEST, lambda: changed(train(), BATCH, "<I", 2**32 - 1), "4294967295"),
-    ("a batch inside the head", FrameFault.BAD_MANIFEST, lambda: changed(train(), BATCH, "<I", 4), "byte 4"),
+    ("more runs than are there", FrameFault.BAD_MANIFEST, lambda: changed(train(), RUNS, "<I", 2), "names"),
+    ("names beyond the end", FrameFault.BAD_MANIFEST, lambda: changed(train(), NAMES, "<I", 2**32 - 1), "cannot be"),
     (
         "a schema id that reaches outside",
         FrameFault.BAD_MANIFEST,
-        lambda: changed(train(), 8, "<H", 65535),
+        lambda: changed(train(), ID_LENGTH, "<H", 65535),
         "cannot be",
     ),
     (
         "a source that reaches outside",
         FrameFault.BAD_MANIFEST,
-        lambda: changed(train(), run_at(train()), "<H", 65535),
-        "run 0",
+        lambda: changed(train(), run_at(train()) + END, "<I", 65535),
+        "names",
     ),
     (
         "a source of no name",
@@ -203,19 +210,19 @@ FAULTS: list[tuple[str, FrameFault, Callable[[], bytes], str]] = [
     (
         "an infinite clock",
         FrameFault.BAD_MANIFEST,
-        lambda: changed(train(), run_at(train()) + 36, "<Q", 0x7FF0 << 48),
+        lambda: changed(train(), run_at(train()) + SENT, "<Q", 0x7FF0 << 48),
         "run 0",
     ),
     (
         "a count beyond int64",
         FrameFault.BAD_MANIFEST,
-        lambda: changed(train(), run_at(train()) + 24, "<Q", 2**63),
+        lambda: changed(train(), run_at(train()), "<Q", 2**63),
         "run 0",
     ),
     (
         "a manifest of other rows",
         FrameFault.ROWS_DISAGREE,
-        lambda: changed(train(), run_at(train()) + 32, "<I", 4),
+        lambda: changed(train(), run_at(train()) + ROWS, "<I", 4),
         "counts 4",
     ),
     ("a batch of no bytes", FrameFault.BAD_BATCH, lambda: built("tick/1", b"", 1), "cannot be read"),
@@ -252,8 +259,9 @@ def test_a_frame_of_another_topic_is_refused() -> None:
 
 
 def test_every_fault_of_a_frame_is_reached_here() -> None:
-    """A new fault needs a test; a row out of its window is the intake's."""
-    assert {case[1] for case in FAULTS} == set(FrameFault) - {FrameFault.WRONG_TOPIC, FrameFault.OUT_OF_WINDOW}
+    """A new fault needs a test; a row out of its window is the intake's, and what is foreign the gateway's."""
+    elsewhere = {FrameFault.WRONG_TOPIC, FrameFault.OUT_OF_WINDOW, FrameFault.FOREIGN}
+    assert {case[1] for case in FAULTS} == set(FrameFault) - elsewhere
 
 
 @pytest.mark.parametrize("frame", [train(), dead(), tick(), gpu()], ids=["train", "dead", "tick", "gpu"])
@@ -295,7 +303,7 @@ def read_all(payload: bytes) -> None:
 @given(st.binary(max_size=300))
 def test_no_bytes_do_more_than_be_refused(payload: bytes) -> None:
     """Noise, noise behind a right magic, and noise behind a right checksum."""
-    for noise in (payload, b"NTF1" + payload, sealed(b"NTF1" + bytes(4) + payload)):
+    for noise in (payload, MAGIC + payload, sealed(MAGIC + bytes(8) + payload)):
         read_all(noise)
 
 
@@ -318,7 +326,7 @@ def test_a_changed_frame_with_a_right_checksum_is_read_or_refused(
     """Lengths, offsets and counts of the manifest and of Arrow's own message, changed one by one and together."""
     frame = bytearray(base)
     for at, width, value in changes:
-        place = 8 + at % (len(frame) - 8 - width)
+        place = 16 + at % (len(frame) - 16 - width)
         frame[place : place + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
     read_all(sealed(frame))
 
@@ -326,8 +334,7 @@ def test_a_changed_frame_with_a_right_checksum_is_read_or_refused(
 def test_every_word_of_the_arrow_message_may_be_anything() -> None:
     """Each four bytes of the flatbuffer and the body are set to the values at which sizes and offsets break."""
     for base in BASES[1:3]:
-        start = struct.unpack_from("<I", base, BATCH)[0]
-        for at in range(start, len(base) - 4, 4):
+        for at in range(batch_at(base), len(base) - 4, 4):
             for value in (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF):
                 read_all(changed(base, at, "<I", value))
 

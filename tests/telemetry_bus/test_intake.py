@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from telemetry_bus import TOPIC_SCHEMAS, Frame, FrameFault, FrameMaker, Intake, Record, Run, Topic, encode, merge
 from telemetry_bus.frames import batch_of
 from telemetry_bus.intake import (
+    BACKLOG_SECONDS_MAX,
     CLOCK_TOLERANCE_SECONDS,
     FUTURE_SECONDS_MAX,
     LATE_SECONDS_MAX,
-    OFFSETS_MAX,
     topic_of,
 )
+from telemetry_bus.ledger import SOURCES_MAX
 
 NOW = 1_700_000_000.0
 TEN_YEARS = 10 * 365.25 * 86400
@@ -141,12 +142,38 @@ def test_a_frame_that_comes_twice_is_handed_on_once() -> None:
     assert intake.ledger.duplicate_total == 2
 
 
-@pytest.mark.parametrize("topic", [Topic.BACKLOG, Topic.TICKS, Topic.FINDINGS], ids=str)
-def test_times_of_backlog_findings_and_ticks_are_left_alone(topic: Topic) -> None:
-    """They tell of the past or are the bus's own: neither window nor offset is theirs."""
+def test_a_backlog_may_be_two_days_old_and_has_its_clock_too() -> None:
+    """What an outage held back is taken however long that was; a clock that is wrong is no excuse for the future."""
+    intake, wrong = Intake(), NOW + TEN_YEARS
+    taken = intake.take(record(gpu(wrong - BACKLOG_SECONDS_MAX, sent=wrong), Topic.BACKLOG))
+    assert taken.refusals == ()
+    assert taken.frame is not None
+    assert taken.frame.times().tolist() == pytest.approx([NOW - BACKLOG_SECONDS_MAX], abs=1e-5)
+    for seq, time in enumerate((NOW - BACKLOG_SECONDS_MAX - 1, NOW + FUTURE_SECONDS_MAX + 1), start=1):
+        (refusal,) = intake.take(record(gpu(time, seq=seq), Topic.BACKLOG)).refusals
+        assert refusal.reason is FrameFault.OUT_OF_WINDOW
+
+
+def test_a_region_was_seen_when_its_newest_live_frame_came() -> None:
+    """What an outage held back is no sign of life; who says no region is in none."""
+    intake = Intake()
+
+    def of(region: str | None, seq: int, source: str = "n") -> Frame:
+        columns = {"time": [NOW], "region": [region], "node": [source], "gpu": [0], "simulated": [False]}
+        return Frame("gpu/1", batch_of("gpu/1", columns), (Run(source, BOOT, seq, 1, NOW),))
+
+    intake.take(record(merge([of("east", 0), of("west", 0, "w"), of(None, 0, "nowhere")])))
+    intake.take(record(of("east", 1), time=NOW + 5))
+    intake.take(record(of("west", 1, "w"), Topic.BACKLOG, time=NOW + 9))
+    assert intake.regions == {"east": NOW + 5, "west": NOW}
+    assert dict(intake.ledger.regions) == {"n": "east", "w": "west"}
+
+
+@pytest.mark.parametrize("topic", [Topic.TICKS, Topic.FINDINGS], ids=str)
+def test_times_of_findings_and_ticks_are_left_alone(topic: Topic) -> None:
+    """They are the bus's own: neither window nor offset is theirs."""
     old = NOW - TEN_YEARS
     frames = {
-        Topic.BACKLOG: gpu(old, sent=old),
         Topic.TICKS: FrameMaker("bus").make("tick/1", {"time": [old]}, old),
         Topic.FINDINGS: FrameMaker("detect").make(
             "finding/1",
@@ -207,12 +234,12 @@ def test_clock_offsets_are_remembered_up_to_a_bound() -> None:
     intake = Intake()
     at_once = 8192
     rows = gpu(*[NOW + 60] * at_once).batch
-    for begin in range(0, OFFSETS_MAX + 1, at_once):
+    for begin in range(0, SOURCES_MAX + 1, at_once):
         runs = tuple(Run(str(begin + number), BOOT, 0, 1, NOW + 60) for number in range(at_once))
         assert intake.take(record(Frame("gpu/1", rows, runs))).refusals == ()
-    assert len(intake.clock_offsets) == OFFSETS_MAX
+    assert len(intake.clock_offsets) == SOURCES_MAX
     assert "0" not in intake.clock_offsets
-    assert str(OFFSETS_MAX + at_once - 1) in intake.clock_offsets
+    assert str(SOURCES_MAX + at_once - 1) in intake.clock_offsets
 
 
 ANY_TIME = st.floats(-9.1e12, 9.1e12) | st.sampled_from([NOW, 0.0, -9.1e12, 9.1e12])
@@ -261,6 +288,7 @@ def test_whose_rows_are_simulated_is_remembered_by_source() -> None:
         return Frame("gpu/1", batch_of("gpu/1", columns), (Run(source, BOOT, seq, 1, NOW),))
 
     intake.take(record(merge([of("real/gpu", 0, False), of("sim/gpu", 0, True), of("also/gpu", 0, True)])))
-    assert list(intake.simulated) == ["sim/gpu", "also/gpu"]
+    sources = ("real/gpu", "sim/gpu", "also/gpu", "unknown")
+    assert [source in intake.simulated for source in sources] == [False, True, True, False]
     intake.take(record(of("also/gpu", 1, False)))
-    assert list(intake.simulated) == ["sim/gpu"]
+    assert [source in intake.simulated for source in sources] == [False, True, False, False]
