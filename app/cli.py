@@ -115,6 +115,30 @@ Port = Annotated[
         help="Port of the page and the API; 0 takes a free one.",
     ),
 ]
+GatewayHost = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        envvar="NANTUCKET_GATEWAY__HOST",
+        help="Address to listen on; anything but loopback needs gateway.token or gateway.client_ca.",
+    ),
+]
+GatewayPort = Annotated[
+    str | None,
+    typer.Option(
+        "--port", metavar="PORT", envvar="NANTUCKET_GATEWAY__PORT", help="Port of the links; 0 takes a free one."
+    ),
+]
+GatewayHttpPort = Annotated[
+    str | None,
+    typer.Option(
+        "--http-port", metavar="PORT", envvar="NANTUCKET_GATEWAY__HTTP_PORT", help="Port of POST /v1/frames; 0: any."
+    ),
+]
+GatewayGroup = Annotated[
+    str | None,
+    typer.Option("--group", envvar="NANTUCKET_GATEWAY__GROUP", help="Partition key of all nodes' frames: the rack."),
+]
 Token = Annotated[
     str | None,
     typer.Option("--token", envvar="NANTUCKET_SERVE__TOKEN", help="Bearer token that every reader must show."),
@@ -221,6 +245,29 @@ def collect(
         if once
         else run(settings, frozenset({"collect"}), as_json=as_json)
     )
+
+
+@app.command()
+def gateway(
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    host: GatewayHost = None,
+    port: GatewayPort = None,
+    http_port: GatewayHttpPort = None,
+    group: GatewayGroup = None,
+    metrics_host: MetricsHost = None,
+    metrics_port: MetricsPort = None,
+    as_json: Json = False,
+) -> None:
+    """Many nodes' frames in, few large ones up, to the bus or to another gateway."""
+    from app.up import up as run
+
+    settings = _settings(
+        config, state=state, bus=bus, gateway__host=host, gateway__port=port, gateway__http_port=http_port,
+        gateway__group=group, metrics__host=metrics_host, metrics__port=metrics_port,
+    )  # fmt: skip
+    _run(run(settings, frozenset({"gateway"}), as_json=as_json))
 
 
 @app.command()

@@ -29,9 +29,11 @@ from detectors.registry import default_detectors
 from telemetry_bus import Frame, Refusal, Topic
 from telemetry_bus.bus import Bus
 from telemetry_bus.dead_letter import DeadLetters
-from telemetry_bus.publisher import publish_frame, tick_for_ever
+from telemetry_bus.frames import encode
+from telemetry_bus.publisher import tick_for_ever
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
+from telemetry_bus.sources import key_of
 
 LOOPBACK = "127.0.0.1"
 IDLE_SECONDS_MAX = 20.0
@@ -43,7 +45,7 @@ async def collecting_role(wiring: Wiring) -> None:
     settings = wiring.settings
 
     async def publish(topic: Topic, frame: Frame) -> None:
-        await publish_frame(wiring.bus, topic, frame)
+        await wiring.outlet.publish(topic, [encode(frame)], key_of(frame))
 
     listener = await wiring.stack.enter_async_context(_listener(settings, wiring.clock, publish))
     wiring.said["socket"] = str(settings.socket_path)

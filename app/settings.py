@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+from telemetry_bus.runtime.secret import Secret
+
 
 class SettingsError(Exception):
     """The configuration cannot be used: the message names each key, its value and what is allowed."""
@@ -125,9 +127,60 @@ class ReceiverSettings(Strict):
     )
 
 
+class GatewaySettings(Strict):
+    """Where a gateway listens, how it merges, and what it lets in."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on; anything but loopback needs gateway.token or gateway.client_ca.",
+    )
+    port: Port = Field(default=8581, description="Port of the links of collectors; 0 takes a free one.")
+    http_port: Port | None = Field(
+        default=8582, description="Port of POST /v1/frames and of the other HTTP entries; 0 takes a free one."
+    )
+    token: SecretStr | None = Field(
+        default=None, min_length=1, max_length=1_024, description="Token that whoever connects must show."
+    )
+    cert: Path | None = Field(default=None, description="The gateway's certificate (PEM): TLS on both ports.")
+    key: Path | None = Field(default=None, description="Its key (PEM); default: in the certificate's file.")
+    client_ca: Path | None = Field(
+        default=None, description="Authority (PEM) that must have signed the certificate of whoever connects."
+    )
+    group: Name | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Partition key of all nodes' frames that come through here (the rack's name, the same on each of "
+        "its gateways); default: each node's own name.",
+    )
+    merge_seconds: Number = Field(
+        default=0.25, ge=0, le=10, description="How long a frame may wait for others to be merged with."
+    )
+    in_flight_bytes: Whole = Field(
+        default=256 * 1024 * 1024, ge=32 * 1024 * 1024, description="Bytes that may be under way to the bus at once."
+    )
+    backlog_bytes_per_second: Number = Field(
+        default=100e6, ge=1024, description="Pace of the backlog of all returning nodes together."
+    )
+    report_seconds: Number = Field(
+        default=0.5, gt=0, le=10, description="How long a finding tries the bus before this gateway pages it itself."
+    )
+
+
+class LinkSettings(Strict):
+    """What collect (or a gateway) shows to the gateway above it."""
+
+    token: SecretStr | None = Field(default=None, min_length=1, max_length=1_024, description="The gateway's token.")
+    ca: Path | None = Field(
+        default=None, description="Authority (PEM) of the gateway's certificate; default: what this machine trusts."
+    )
+    cert: Path | None = Field(default=None, description="This node's certificate (PEM), for mutual TLS.")
+    key: Path | None = Field(default=None, description="Its key (PEM); default: in the certificate's file.")
+
+
 PREFIX = "NANTUCKET_"
 SECRET_BYTES = 32
-SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url"})
+SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url", "gateway.token", "link.token"})
 """Keys whose value a message never shows; all below ``receivers`` besides."""
 FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
 """Variables with our prefix that are not keys: the SDK's, and the path of the file itself."""
@@ -149,6 +202,8 @@ class Settings(Strict):
     serve: ServeSettings = ServeSettings()
     metrics: MetricsSettings = MetricsSettings()
     alert: AlertSettings = AlertSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    link: LinkSettings = LinkSettings()
     receivers: dict[str, ReceiverSettings] = Field(default_factory=dict, description="Receivers of pages, by name.")
 
     @property
@@ -167,6 +222,11 @@ class Settings(Strict):
         if self.collect.socket is not None:
             return self.collect.socket
         return default_socket() if self.state == state_folder() else self.state / "collector.sock"
+
+
+def secret(value: SecretStr | None) -> Secret[str] | None:
+    """A secret of the configuration as the rest of the program carries it."""
+    return None if value is None else Secret(value.get_secret_value())
 
 
 def load(path: Path | None, options: Mapping[str, Any]) -> Settings:

@@ -11,6 +11,7 @@ from collectors.agent import NodeAgent
 from collectors.training_lanes import Counters
 from detectors.agents import AgentStats
 from telemetry_bus.dead_letter import DeadLetters
+from telemetry_bus.gateway import Gateway
 
 Read = Callable[[], Iterable[Metric]]
 
@@ -100,6 +101,28 @@ def pager_metrics(stats: PagerStats, waiting: int) -> Iterable[Metric]:
     yield _counter("ripcord_page_tries", "Tries to page, by what came of them.", ("outcome", stats.sending.tries_total))
     yield _counter("ripcord_page_retries", "Tries after the first one.", stats.sending.retries_total)
     yield _gauge("ripcord_pages_waiting", "Pages on their way to a receiver.", waiting)
+
+
+def gateway_metrics(gateway: Gateway) -> Iterable[Metric]:
+    """What a gateway counts."""
+    counted, letters = gateway.counters, gateway.letters
+    yield _counter("gateway_frames_in", "Frames that came in and were good.", ("topic", counted.frames_in))
+    yield _counter("gateway_rows_in", "Their rows.", ("topic", counted.rows_in))
+    yield _counter("gateway_bytes_in", "Their bytes.", counted.bytes_in)
+    yield _counter("gateway_frames_out", "Frames that are durable upstream, merged.", ("topic", counted.frames_out))
+    yield _counter("gateway_rows_out", "Their rows.", ("topic", counted.rows_out))
+    yield _counter("gateway_bytes_out", "Their bytes.", counted.bytes_out)
+    yield _counter("gateway_refused", "Frames that will never be taken.", ("reason", counted.refused))
+    yield _counter("gateway_put_off", "Frames to be sent again later.", ("reason", counted.put_off))
+    yield _counter("gateway_upstream_failures", "Publishes that failed upstream.", counted.upstream_failures)
+    yield _counter("gateway_reports", "Findings reported past an absent bus.", ("outcome", counted.reports))
+    yield _counter("gateway_links_accepted", "Connections that came in.", counted.links)
+    yield _counter("gateway_links_ended", "Connections refused or ended here.", ("reason", counted.links_ended))
+    yield _counter("gateway_dead_letters", "Refused frames that were kept.", letters.written)
+    yield _counter("gateway_dead_letters_only_counted", "Those beyond the bound.", letters.only_counted)
+    yield _gauge("gateway_links", "Connections now.", counted.links_now)
+    yield _gauge("gateway_in_flight_bytes", "Bytes under way to the bus.", gateway.room.used)
+    yield _gauge("gateway_backlog_senders", "Links that are sending their backlog.", gateway.grants.sending)
 
 
 def collector_metrics(agent: NodeAgent) -> Iterable[Metric]:

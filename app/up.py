@@ -1,4 +1,4 @@
-"""The roles, wired: ``up`` runs all of them in one process, ``collect``, ``detect``, ``alert`` and ``serve`` one each.
+"""The roles, wired: ``up`` runs all of them but the gateway in one process; each is a command of its own besides.
 
 Everything is opened on one exit stack and closed in the opposite order; every task belongs to one task group. SIGTERM
 and SIGINT end the process in order; SIGKILL loses nothing that was durable.
@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.figures import figures
+from app.gateway import gateway_role
 from app.output import console, print_json
 from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
-from app.settings import Settings
+from app.settings import Settings, secret
 from app.wiring import Wiring, owned_tasks
 from collectors.errors import CollectorError
 from collectors.once import collect_once
-from telemetry_bus import open_bus
-from telemetry_bus.runtime.clock import SystemClock
+from telemetry_bus import Bus, Outlet, OutletOptions, open_bus, open_outlet
+from telemetry_bus.outlet import BusOutlet, is_gateway
+from telemetry_bus.runtime.clock import Clock, SystemClock
 from telemetry_bus.runtime.secret import Secret
 
-ROLES = ("alert", "detect", "serve", "collect")
+ROLES = ("alert", "detect", "serve", "gateway", "collect")
 """In this order: whoever reads is there before whoever writes."""
 READY_SECONDS_MAX = 20.0
 
@@ -35,9 +37,9 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
     stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     _on_signals(stopped)
     async with contextlib.AsyncExitStack() as stack:
-        bus = await stack.enter_async_context(open_bus(settings.bus_url, clock))
+        bus, outlet = await _way_up(settings, clock, stack)
         tasks = await stack.enter_async_context(owned_tasks())
-        wiring = Wiring(settings, bus, clock, stack, tasks)
+        wiring = Wiring(settings, bus, outlet, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
             await _START[role](wiring)
         if "serve" not in roles:
@@ -46,6 +48,21 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
         if not stopped.done():
             _announce(wiring, sorted(roles), as_json=as_json)
         return await stopped
+
+
+async def _way_up(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> tuple[Bus | None, Outlet]:
+    """The bus, open, and itself as where frames go up; or the gateway that stands in its place for who only sends."""
+    url = settings.bus_url
+    if is_gateway(url):
+        return None, await stack.enter_async_context(open_outlet(url, clock, link_options(settings)))
+    bus = await stack.enter_async_context(open_bus(url, clock))
+    return bus, BusOutlet(bus, is_open=True)
+
+
+def link_options(settings: Settings) -> OutletOptions:
+    """What this node shows to a gateway."""
+    link = settings.link
+    return OutletOptions(settings.node, settings.region, secret(link.token), link.ca, link.cert, link.key)
 
 
 async def collect_once_command(settings: Settings, *, as_json: bool) -> int:
@@ -69,7 +86,13 @@ async def collect_once_command(settings: Settings, *, as_json: bool) -> int:
     return 0
 
 
-_START = {"alert": alerting_role, "detect": detecting_role, "serve": serving_role, "collect": collecting_role}
+_START = {
+    "alert": alerting_role,
+    "detect": detecting_role,
+    "serve": serving_role,
+    "gateway": gateway_role,
+    "collect": collecting_role,
+}
 
 
 async def _tell_figures(wiring: Wiring) -> None:
@@ -116,7 +139,11 @@ def _announce(wiring: Wiring, roles: Sequence[str], *, as_json: bool) -> None:
     if as_json:
         print_json({"ready": True, "roles": roles, **wiring.said})
         return
-    lines = [f"Nantucket runs: {', '.join(roles)}. Bus: {wiring.bus.url}"]
+    lines = [f"Nantucket runs: {', '.join(roles)}. Bus: {wiring.outlet.url}"]
+    if "gateway" in wiring.said:
+        lines.append(f"Collectors send with --bus {wiring.said['gateway']}")
+    if "gateway_http" in wiring.said:
+        lines.append(f"Others post frames to {wiring.said['gateway_http']}/v1/frames")
     if "url" in wiring.said:
         lines.append(f"The page is at {wiring.said['url']}")
     if "metrics" in wiring.said:

@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.telemetry import Gauges
 from telemetry_bus.bus import Bus
+from telemetry_bus.outlet import Outlet
 from telemetry_bus.runtime.clock import Clock
 
 
@@ -47,7 +48,10 @@ class Wiring:
     """What the roles of one process share."""
 
     settings: Settings
-    bus: Bus
+    opened_bus: Bus | None
+    """``None`` where the URL is a gateway's: it only takes."""
+    outlet: Outlet
+    """Where frames go up: the bus, or the gateway."""
     clock: Clock
     stack: contextlib.AsyncExitStack
     tasks: Owned
@@ -57,6 +61,16 @@ class Wiring:
     """What must have happened before the process calls itself ready."""
     said: dict[str, Any] = field(default_factory=dict)
     """What the ready line says: where the page is, where jobs deliver."""
+
+    @property
+    def bus(self) -> Bus:
+        """The bus. Raises :class:`~app.settings.SettingsError` where there is only a gateway, which cannot be read."""
+        if self.opened_bus is None:
+            raise SettingsError(
+                f"bus: found {self.outlet.url}, a gateway, which takes frames and cannot be read. Expected the bus "
+                "itself (file:///FOLDER or kafka://HOST:PORT,...): only collect and gateway may send to a gateway."
+            )
+        return self.opened_bus
 
     def source(self, part: str) -> str:
         """The name under which a part of this process makes frames; each start has a boot id of its own."""

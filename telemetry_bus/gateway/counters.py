@@ -43,4 +43,3 @@ class GatewayCounters:
     links_now: int = 0
     links_ended: Counter[LinkFault] = field(default_factory=lambda: Counter(dict.fromkeys(LinkFault, 0)))
     """Connections that were refused or ended by the gateway."""
-    in_flight_bytes_now: int = 0

@@ -1,0 +1,58 @@
+"""The gateway's role: links and HTTP in, the bus or another gateway above, and a pager where there are receivers."""
+
+from app.roles import pager_of
+from app.settings import Settings, secret
+from app.telemetry import gateway_metrics, pager_metrics
+from app.wiring import Wiring
+from telemetry_bus.gateway import Gateway, GatewayOptions, LinkServer, ListenOptions, MergeOptions, Pager
+from telemetry_bus.gateway.http import make_gateway_app, serve_gateway_app
+
+
+async def gateway_role(wiring: Wiring) -> None:
+    """Frames of many nodes in, few large ones up."""
+    settings = wiring.settings
+    listen = _listening(settings, settings.gateway.port)
+    pager = await _pager(wiring)
+    gateway = await wiring.stack.enter_async_context(Gateway(wiring.outlet, wiring.clock, _options(settings), pager))
+    wiring.gauges.add(lambda: gateway_metrics(gateway))
+    if settings.gateway.http_port is not None:
+        app = make_gateway_app(gateway, token=listen.token)
+        http = serve_gateway_app(app, _listening(settings, settings.gateway.http_port))
+        wiring.said["gateway_http"] = await wiring.stack.enter_async_context(http)
+    links = await wiring.stack.enter_async_context(LinkServer(gateway, wiring.clock, listen))
+    wiring.said["gateway"] = links.url
+
+
+async def _pager(wiring: Wiring) -> Pager | None:
+    pager = pager_of(wiring.settings, wiring.clock)
+    if pager is None:
+        return None
+    await wiring.stack.enter_async_context(pager)
+    wiring.gauges.add(lambda: pager_metrics(pager.stats, pager.waiting))
+    if wiring.opened_bus is not None:  # what was said there tells of which episode a trouble is
+        wiring.tasks.create_task(pager.follow(wiring.opened_bus), name="pager")
+    return pager.page
+
+
+def _options(settings: Settings) -> GatewayOptions:
+    chosen = settings.gateway
+    return GatewayOptions(
+        name=settings.node,
+        group=chosen.group,
+        merging=MergeOptions(seconds=chosen.merge_seconds),
+        in_flight_bytes_max=chosen.in_flight_bytes,
+        backlog_bytes_per_second=chosen.backlog_bytes_per_second,
+        report_seconds=chosen.report_seconds,
+    )
+
+
+def _listening(settings: Settings, port: int) -> ListenOptions:
+    chosen = settings.gateway
+    return ListenOptions(
+        host=chosen.host,
+        port=port,
+        token=secret(chosen.token),
+        cert=chosen.cert,
+        key=chosen.key,
+        client_ca=chosen.client_ca,
+    )
