@@ -343,15 +343,30 @@ def _field(buffer: bytes, table: int, index: int) -> int | None:
 
 
 def _check_cells(schema_id: str, batch: pa.RecordBatch) -> None:
-    for field, column in zip(SCHEMAS[schema_id], batch.columns, strict=True):
-        if not field.nullable and column.null_count:
+    schema = SCHEMAS[schema_id]
+    for at in _REQUIRED[schema_id]:
+        if absent := batch.column(at).null_count:
             raise FrameError(
-                FrameFault.REQUIRED_NULL, f"{column.null_count} rows without {field.name}, which {schema_id} requires"
+                FrameFault.REQUIRED_NULL, f"{absent} rows without {schema.field(at).name}, which {schema_id} requires"
             )
-        if pa.types.is_string(field.type) and column.null_count < len(column):
-            longest = pc.max(pc.binary_length(cast("pa.StringArray", column))).as_py()
-            if longest > STRING_BYTES_MAX:
+    for at in _TEXTS[schema_id]:
+        column = cast("pa.StringArray", batch.column(at))
+        if _text_bytes(column) > STRING_BYTES_MAX:
+            longest = pc.max(pc.binary_length(column)).as_py()
+            if longest is not None and longest > STRING_BYTES_MAX:
                 raise FrameError(
                     FrameFault.STRING_TOO_LONG,
-                    f"{field.name} has a text of {longest} bytes; at most {STRING_BYTES_MAX}",
+                    f"{schema.field(at).name} has a text of {longest} bytes; at most {STRING_BYTES_MAX}",
                 )
+
+
+_REQUIRED = {name: [at for at, field in enumerate(schema) if not field.nullable] for name, schema in SCHEMAS.items()}
+_TEXTS = {
+    name: [at for at, field in enumerate(schema) if pa.types.is_string(field.type)] for name, schema in SCHEMAS.items()
+}
+
+
+def _text_bytes(column: "pa.StringArray") -> int:
+    """The bytes of all texts together, and so at least those of the longest."""
+    data = column.buffers()[2]
+    return 0 if data is None else data.size
