@@ -10,12 +10,15 @@ said by a :class:`Slice`, a fixed set of partitions.
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from telemetry_bus.errors import UnknownBus
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
+
+if TYPE_CHECKING:
+    from telemetry_bus.kafka.options import KafkaOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +155,19 @@ class Bus(Protocol):
         ...
 
 
-def open_bus(url: str, clock: Clock) -> Bus:
-    """The bus behind ``url``: ``file:///FOLDER`` is the embedded log. Open it with ``async with``."""
-    from telemetry_bus.embedded import EmbeddedBus  # noqa: PLC0415  a role on another bus need not load SQLite
+def open_bus(url: str, clock: Clock, kafka: "KafkaOptions | None" = None) -> Bus:
+    """The bus behind ``url``, to be opened with ``async with``.
 
+    ``file:///FOLDER`` is the embedded log, ``kafka://HOST:PORT,.../PREFIX`` a cluster that is spoken to as ``kafka``
+    says. Raises :class:`UnknownBus`.
+    """
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
+        from telemetry_bus.embedded import EmbeddedBus  # noqa: PLC0415  a role on another bus need not load SQLite
+
         return EmbeddedBus(unquote(parts.path), clock)
+    if parts.scheme == "kafka":
+        from telemetry_bus.kafka import KafkaBus  # noqa: PLC0415  nor one on the embedded log a Kafka client
+
+        return KafkaBus(url, clock, kafka)
     raise UnknownBus(url)

@@ -25,6 +25,7 @@ SERVER = ("alerting", "app", "collectors", "dashboards", "detectors", "telemetry
 # One door per driver: module -> the file or the folder, from the root, where it may be imported.
 DOORS: dict[str, str | tuple[str, ...]] = {
     "apsw": "telemetry_bus/embedded",
+    "confluent_kafka": "telemetry_bus/kafka/driver/",
     "fastapi": ("dashboards/", "telemetry_bus/gateway/"),
     "faust": "detectors/agents.py",
     "matplotlib": "app/replay/",

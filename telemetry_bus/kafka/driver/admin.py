@@ -1,0 +1,136 @@
+"""The cluster's own affairs: which topics there are, where partitions begin and end, and making topics. All blocks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined] # documented
+from confluent_kafka.admin import NewTopic as RdNewTopic  # type: ignore[attr-defined] # the same
+
+from telemetry_bus.kafka.driver.consumer import Spot
+from telemetry_bus.kafka.driver.faults import Faults, made
+from telemetry_bus.kafka.options import Setting
+
+CREATE_SECONDS = 30.0
+"""Making a topic of many partitions takes a controller some seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTopic:
+    """A topic as it is to be."""
+
+    name: str
+    partitions: int
+    replication: int
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicConfig:
+    """A topic as it is. What a cluster does not tell is not in ``config``."""
+
+    partitions: int
+    config: Mapping[str, str]
+
+
+class Administrator:
+    """One administrator's client of the driver. Any thread may use it."""
+
+    def __init__(self, settings: dict[str, Setting], faults: Faults, timeout_seconds: float) -> None:
+        self._faults, self._timeout_seconds = faults, timeout_seconds
+        self._client: AdminClient = made(AdminClient, settings, faults)
+
+    def partitions(self, topics: Sequence[str]) -> dict[str, int]:
+        """How many partitions each of the topics has. Raises TopicMissing for one that is not there."""
+        asked = self._client.describe_topics(TopicCollection(list(topics)), request_timeout=self._timeout_seconds)
+        return {
+            topic: len(self._answer(future, f"say what partitions {topic} has", topic).partitions)
+            for topic, future in asked.items()
+        }
+
+    def ends(self, spots: Iterable[Spot]) -> dict[Spot, int]:
+        """The offset behind the newest record of each partition; a partition that does not answer is left out."""
+        return self._offsets(dict.fromkeys(spots, OffsetSpec.latest()))  # type: ignore[no-untyped-call]
+
+    def starts(self, spots: Iterable[Spot]) -> dict[Spot, int]:
+        """The offset of the oldest record that each partition keeps, or would have; as :meth:`ends` otherwise."""
+        return self._offsets(dict.fromkeys(spots, OffsetSpec.earliest()))  # type: ignore[no-untyped-call]
+
+    def at_time(self, spots: Iterable[Spot], milliseconds: int) -> dict[Spot, int]:
+        """The first offset appended then or later, or -1 where there is none; who does not answer is left out."""
+        return self._offsets(dict.fromkeys(spots, OffsetSpec.for_timestamp(milliseconds)))
+
+    def _offsets(self, wanted: Mapping[Spot, Any]) -> dict[Spot, int]:
+        if not wanted:
+            return {}
+        asked = self._client.list_offsets(
+            {TopicPartition(*spot): spec for spot, spec in wanted.items()}, request_timeout=self._timeout_seconds
+        )
+        found, refused = {}, None
+        for place, future in asked.items():
+            try:
+                found[place.topic, place.partition] = int(future.result().offset)
+            except KafkaException as error:
+                refused = error.args[0], place.topic
+        if not found and refused is not None:
+            raise self._fault(refused[0], f"say where {refused[1]} ends", refused[1])
+        return found
+
+    def brokers(self) -> int:
+        """How many brokers the cluster has."""
+        try:
+            return len(self._client.list_topics(timeout=self._timeout_seconds).brokers)
+        except KafkaException as error:
+            raise self._fault(error.args[0], "say what brokers it has") from None
+
+    def described(self, topics: Sequence[str]) -> dict[str, TopicConfig]:
+        """Those of the topics that are there."""
+        try:
+            there = self._client.list_topics(timeout=self._timeout_seconds).topics
+        except KafkaException as error:
+            raise self._fault(error.args[0], "say what topics it has") from None
+        present = [topic for topic in topics if topic in there]
+        if not present:
+            return {}
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, topic) for topic in present]
+        asked = self._client.describe_configs(resources, request_timeout=self._timeout_seconds)
+        found = {}
+        for resource, future in asked.items():
+            entries = self._answer(future, f"say how {resource.name} is set up")
+            config = {name: str(entry.value) for name, entry in entries.items() if entry.value is not None}
+            found[resource.name] = TopicConfig(len(there[resource.name].partitions), config)
+        return found
+
+    def create(self, topics: Sequence[NewTopic]) -> dict[str, bool]:
+        """Make the topics, and say of each whether it was made; False if somebody else was faster."""
+        if not topics:
+            return {}
+        wanted = [
+            RdNewTopic(topic.name, topic.partitions, topic.replication, config=dict(topic.config)) for topic in topics
+        ]
+        made_now = {}
+        asked = self._client.create_topics(
+            wanted, operation_timeout=CREATE_SECONDS, request_timeout=CREATE_SECONDS + self._timeout_seconds
+        )
+        for topic, future in asked.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise self._fault(error.args[0], f"make the topic {topic}") from None
+            made_now[topic] = future.exception() is None
+        return made_now
+
+    def _answer(self, future: "Future[Any]", action: str, topic: str | None = None) -> Any:
+        try:
+            answer = future.result()
+        except KafkaException as error:
+            raise self._fault(error.args[0], action, topic) from None
+        self._faults.worked()
+        return answer
+
+    def _fault(self, error: KafkaError, action: str, topic: str | None = None) -> Exception:
+        self._client.poll(0)  # so that what the driver has to say about its connections is heard
+        return self._faults.of(error, action, topic)

@@ -1,0 +1,147 @@
+"""How a Kafka-protocol cluster is spoken to, and what that means in the driver's own words.
+
+What each value is for, and which cluster wants which, stands in docs/kafka.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from telemetry_bus.frames import FRAME_BYTES_MAX
+from telemetry_bus.runtime.secret import Secret
+
+SecurityProtocol = Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+ProfileName = Literal["default", "warpstream"]
+Setting = str | int | bool
+
+MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 64 * 1024
+"""The largest frame, and the record batch and request around it (some 100 bytes; 64 KiB leave room for names)."""
+SEND_QUEUE_BYTES_MAX = 4 * FRAME_BYTES_MAX
+"""What one process may have under way: four of the largest frames, or a second of the whole fleet (300,000 GPUs)."""
+FETCH_PARTITION_BYTES = 1024 * 1024
+"""One partition's part of an answer: small, so that all partitions come along in step. A larger record still comes."""
+READ_AHEAD_KIB = 16 * 1024
+"""What the driver fetches ahead of the reader, for all partitions of a subscription together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What a kind of cluster wants of its clients."""
+
+    produce_timeout_seconds: float
+    linger_ms: int
+    idempotent: bool
+    producer: Mapping[str, Setting]
+    consumer: Mapping[str, Setting]
+
+
+PROFILES: Mapping[ProfileName, Profile] = {
+    "default": Profile(5.0, 1, True, {}, {}),
+    "warpstream": Profile(
+        # Object storage takes 0.4 s at p99 for a file, and an agent that goes away costs a retry: 20 s hold many.
+        produce_timeout_seconds=20.0,
+        linger_ms=100,
+        # An idempotent producer has one request a partition under way, at 0.4 s each. Repetition is dropped by the
+        # ledger, which sees every frame's source and number.
+        idempotent=False,
+        producer={
+            "batch.size": 16_000_000,
+            "batch.num.messages": 100_000,
+            "max.in.flight.requests.per.connection": 1_000_000,
+            "topic.metadata.refresh.interval.ms": 60_000,
+        },
+        consumer={"fetch.max.bytes": 52_428_800, "topic.metadata.refresh.interval.ms": 60_000},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaOptions:
+    """Everything but the address. ``produce_timeout_seconds`` of None is the profile's."""
+
+    security_protocol: SecurityProtocol = "plaintext"
+    sasl_mechanism: SaslMechanism = "SCRAM-SHA-512"
+    username: str | None = None
+    password: Secret[str] | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    profile: ProfileName = "default"
+    zone: str | None = None
+    produce_timeout_seconds: float | None = None
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long a call may take before the bus is said to be away."""
+        if self.produce_timeout_seconds is not None:
+            return self.produce_timeout_seconds
+        return PROFILES[self.profile].produce_timeout_seconds
+
+
+def connection(servers: tuple[str, ...], options: KafkaOptions) -> dict[str, Setting]:
+    """What producer, consumer and administrator have in common. It holds the password in clear: show it to nobody."""
+    settings: dict[str, Setting] = {
+        "bootstrap.servers": ",".join(servers),
+        "client.id": _client_id(options),
+        "security.protocol": options.security_protocol,
+        "socket.keepalive.enable": True,
+        "socket.nagle.disable": True,
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1000,  # a broker that comes back is found within a second
+        "log.connection.close": False,
+        "enable.metrics.push": False,
+    }
+    if options.zone is not None and options.profile == "default":
+        settings["client.rack"] = options.zone
+    if options.security_protocol.startswith("sasl"):
+        settings["sasl.mechanism"] = options.sasl_mechanism
+        settings["sasl.username"] = options.username or ""
+        settings["sasl.password"] = "" if options.password is None else options.password.reveal()
+    files = {"ca": options.ca_file, "certificate": options.cert_file, "key": options.key_file}
+    return settings | {f"ssl.{name}.location": str(file) for name, file in files.items() if file is not None}
+
+
+def producer(options: KafkaOptions) -> dict[str, Setting]:
+    """What a producer is set to besides: durable or an error, within a bounded time."""
+    profile = PROFILES[options.profile]
+    return {
+        "acks": "all",
+        "enable.idempotence": profile.idempotent,
+        "linger.ms": profile.linger_ms,
+        "message.timeout.ms": max(1, int(options.timeout_seconds * 1000)),
+        "message.max.bytes": MESSAGE_BYTES_MAX,
+        # Twice our own bound, so that it is ours that speaks; and no bound on the number of small ones below it.
+        "queue.buffering.max.kbytes": 2 * SEND_QUEUE_BYTES_MAX // 1024,
+        "queue.buffering.max.messages": 0,
+        **profile.producer,
+    }
+
+
+def consumer(options: KafkaOptions) -> dict[str, Setting]:
+    """What a reader is set to besides: it joins no group and commits nothing there."""
+    return {
+        # The driver wants a name here even of a reader that assigns its partitions itself. Nothing is stored under it.
+        "group.id": "nantucket-joins-no-group",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "earliest",
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 500,
+        "fetch.queue.backoff.ms": 10,
+        "fetch.error.backoff.ms": 100,
+        "fetch.message.max.bytes": FETCH_PARTITION_BYTES,
+        "fetch.max.bytes": 2 * FRAME_BYTES_MAX,
+        "receive.message.max.bytes": 64 * 1024 * 1024,
+        "queued.max.messages.kbytes": READ_AHEAD_KIB,
+        "queued.min.messages": 1000,
+        "socket.timeout.ms": 10_000,
+        **PROFILES[options.profile].consumer,
+    }
+
+
+def _client_id(options: KafkaOptions) -> str:
+    """WarpStream reads comma-separated pairs in it; for others it is a name in the broker's logs."""
+    zone = f"warpstream_az={options.zone}," if options.profile == "warpstream" and options.zone is not None else ""
+    return f"{zone}nantucket"
