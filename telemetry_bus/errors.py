@@ -17,7 +17,8 @@
     ├── InaccessibleFolder      a folder that cannot be made or written
     ├── UnreadableLog           the log's file is damaged, or no log that this version reads
     ├── InvalidPayload          what was given to publish is not bytes, or too large
-    └── UnknownBus              a bus URL of no known kind
+    ├── UnknownBus              a bus URL of no known kind
+    └── RepeatedBus             the same bus twice in one list
 """
 
 from collections.abc import Sequence
@@ -193,3 +194,10 @@ class UnknownBus(BusError):
             f"the bus URL {url!r} is not understood: expected file:///FOLDER or kafka://HOST:PORT,..., or, for who "
             "only sends, gateway://HOST:PORT (gateways:// with TLS)."
         )
+
+
+class RepeatedBus(BusError):
+    """A bus that stands twice in one list of buses: its frames would be read twice."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"the bus {url!r} is listed twice: expected every region's bus once, home first.")
