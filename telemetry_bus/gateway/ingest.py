@@ -1,17 +1,19 @@
 """What the HTTP entries share: who may write, how rows get durable, and what is counted. No HTTP."""
 
 import asyncio
+import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from telemetry_bus.frames import Frame
+from telemetry_bus.frames import Frame, encode
 from telemetry_bus.gateway.bodies import HELD_BYTES_MAX, READERS_MAX
 from telemetry_bus.gateway.metric_mapping import Unmapped
 from telemetry_bus.gateway.numbering import Numbering
 from telemetry_bus.gateway.pieces import Piece
 from telemetry_bus.gateway.room import Room
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
 
 Accept = Callable[[Topic, Frame, str], Awaitable[None]]
@@ -21,6 +23,26 @@ CheckJob = Callable[[str, str], bool]
 """Whether the second is the token of the job that the first names."""
 CheckGateway = Callable[[str | None], bool]
 """Whether who sends this token (``None``: no token) may write to this gateway."""
+
+
+def encoded(publish: Callable[[Topic, Sequence[bytes], str], Awaitable[None]]) -> Accept:
+    """An outlet's (or a gateway's) ``publish`` as :data:`Accept`."""
+
+    async def accept(topic: Topic, frame: Frame, key: str) -> None:
+        await publish(topic, [encode(frame)], key)
+
+    return accept
+
+
+def check_of(token: Secret[str] | None) -> CheckGateway:
+    """Whether somebody's token is ``token``; where there is none (the loopback), everybody's is."""
+
+    def check(found: str | None) -> bool:
+        if token is None:
+            return True
+        return found is not None and hmac.compare_digest(found.encode(), token.reveal().encode())
+
+    return check
 
 
 @dataclass(slots=True)

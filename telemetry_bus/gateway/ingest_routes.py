@@ -22,10 +22,11 @@ from telemetry_bus.gateway.ingest import Ingest
 from telemetry_bus.gateway.ingest_errors import IngestRefused, NoToken, UnknownBody, WrongToken
 from telemetry_bus.gateway.metric_rows import Placed, Samples, place
 from telemetry_bus.gateway.pieces import Piece
+from telemetry_bus.gateway.problems import problem
 from telemetry_bus.gateway.series_cache import SeriesCache
 from telemetry_bus.json_text import dumps
 
-JSON, PROTOBUF, PROBLEM = "application/json", "application/x-protobuf", "application/problem+json"
+JSON, PROTOBUF = "application/json", "application/x-protobuf"
 JOB_HEADER = "nantucket-job"
 PRW1, PRW2 = "prometheus.WriteRequest", "io.prometheus.write.v2.Request"
 UNAVAILABLE_SECONDS = 1
@@ -182,12 +183,6 @@ class Metrics(_Entry):
         code = otlp.UNAVAILABLE if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE) else None
         told = otlp.Status(code=code or otlp.INVALID_ARGUMENT, message=str(error))
         return _message(request, status, told, headers)
-
-
-def problem(status: int, detail: str, headers: dict[str, str] | None = None, **members: object) -> Response:
-    """An error as RFC 9457 has it; ``detail`` says what was expected, what was found, and what to do."""
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, **members}
-    return Response(dumps(body), status_code=status, headers=headers, media_type=PROBLEM)
 
 
 def _status_of(error: Exception) -> tuple[HTTPStatus, dict[str, str]]:

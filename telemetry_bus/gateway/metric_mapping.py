@@ -92,8 +92,9 @@ DCGM_NAMES: Mapping[str, tuple[str, float]] = {
 }
 """dcgm-exporter's name -> our column, and what a value is multiplied by."""
 
-BLANK_INT64 = 9_223_372_036_854_775_792.0
-"""DCGM's "no value" (blank, not found, not supported, not permitted) of an int64 field; as a float the four are one."""
+BLANK_INT64 = 2.0**63
+"""DCGM's "no value" (blank, not found, not supported, not permitted; 9223372036854775792 and so on) of an int64 field:
+as a float the four are this one."""
 BLANK_FP64 = 140_737_488_355_328.0
 BLANK_INT32 = 2_147_483_632.0
 BLANKS = 4

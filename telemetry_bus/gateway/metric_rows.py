@@ -156,10 +156,10 @@ def _place_gpus(
 
 def _blank(values: Array, gauge: Array) -> Array:
     """Where DCGM says that it has no value."""
-    blank = values >= BLANK_INT64
+    blank: Array = values == BLANK_INT64
     for first in (BLANK_FP64, BLANK_INT32):
         blank |= gauge & (values >= first) & (values < first + BLANKS)
-    return blank & np.isfinite(values)
+    return blank
 
 
 def _fits(values: Array, int64: Array, float32: Array) -> Array:
