@@ -10,8 +10,9 @@ from telemetry_bus.frames import Frame, decode, merge
 from telemetry_bus.sources import key_of
 from telemetry_bus.topics import TOPIC_SCHEMAS, Topic
 
-MERGED_BYTES_MAX = 256 * 1024
-"""On a link of 1 Gbit/s it is 2 ms in the way of a live frame; of 8 GPUs it holds 50 seconds."""
+MERGED_BYTES_MAX = 1024 * 1024
+"""Before merging, which saves three quarters of small frames: of 8 GPUs it is 200 seconds, and on a link of 1 Gbit/s
+2 ms in the way of a live frame, 8 ms at the very most."""
 MERGED_FRAMES_MAX = 512
 
 

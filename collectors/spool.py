@@ -137,7 +137,8 @@ class Spool:
 
     def __init__(self, config: SpoolConfig, clock: Clock) -> None:
         self.config = config
-        self.boot = config.boot or machine_boot()
+        self.boot = config.boot or uuid.UUID(int=0)
+        """Which start of the machine this is, known once open."""
         self.dropped: Counter[bool] = Counter()
         """Rows that the bounds took and nobody was told of yet, by whether they were simulated."""
         self.frames_dropped = self.rows_dropped = 0
@@ -152,6 +153,8 @@ class Spool:
     async def __aenter__(self) -> Self:
         """Open it, and find what the process before left. Raises SpoolTaken, InaccessibleFolder, UnsuitableFolder."""
         self._lock = await asyncio.to_thread(locked, self.config.folder)
+        if self.config.boot is None:
+            self.boot = await asyncio.to_thread(machine_boot)
         try:
             self._bus = await self._opened()
             newest = None

@@ -8,6 +8,7 @@ whose rows are still live for every reader, is simply caught up with, in order a
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -38,6 +39,8 @@ CATCH_UP_SECONDS_MAX = 60.0
 900 s for which readers take rows as live, and no baseline of a detector has a hole."""
 CATCH_UP_BYTES_MAX = 16 * 1024**2
 """And if the spool has at most this: it is sent within a second, and live frames wait no longer."""
+LAST_FRAMES = 64
+"""So many are sent in one go, in some ten milliseconds."""
 BACKLOG_BYTES_PER_SECOND_MAX = 8 * 1024**2
 """Where nobody else limits the pace: a thousand times what 8 GPUs make in a second."""
 BACKLOG_ANSWER_SECONDS_MAX = 30.0
@@ -101,6 +104,7 @@ class Upward:
         self._work = asyncio.Event()
         self._live = UnderWay()
         self._appending = UnderWay()
+        self._last = UnderWay()
         self._told_at = clock.monotonic()
         self._draining = False
         self._stack = AsyncExitStack()
@@ -145,6 +149,8 @@ class Upward:
         """
         stamped = self.spool.moment()
         payload = encode(frame)
+        if self._outage is not None:
+            await self._last.none(LIVE_SECONDS_MAX)
         if self._outage is None and await self._sent_live(topic, payload, key_of(frame)):
             self.counters.frames_live += 1
             if self._ripcord is not None:
@@ -196,9 +202,12 @@ class Upward:
         while not (await self._there() and await self._caught_up(outage)):
             await self._sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, PROBE_MAX_SECONDS)
+
+    def _is_back(self, outage: _Outage) -> bool:
         self._count_away()
         _log.warning("the far end is back after %.1f s", self._clock.monotonic() - outage.since)
         self._outage = None
+        return True
 
     async def _there(self) -> bool:
         """Probe, with what there is to tell: the depth of the spool. Then the findings, before anything else."""
@@ -214,15 +223,26 @@ class Upward:
         return self._ripcord is None or await self._ripcord.publish_kept()
 
     async def _caught_up(self, outage: _Outage) -> bool:
-        """Send what a short outage has left, in order and as live rows; after a long one live frames go first."""
-        while self.depth.frames or self._appending.number:
-            short = self._clock.monotonic() - outage.since <= CATCH_UP_SECONDS_MAX
-            if not (outage.clean and short and self.depth.bytes <= CATCH_UP_BYTES_MAX):
-                return True
-            await self._appending.none()
+        """Send what a short outage has left, in order and as live rows; after a long one live frames go first.
+
+        For the last of it who publishes is held for a moment, so that nothing overtakes and there is an end.
+        """
+        while self.depth.frames > LAST_FRAMES:
+            if not self._can_catch_up(outage):
+                return self._is_back(outage)
             if not await self._sent_as(None):
                 return False
-        return True
+        async with self._last:
+            while True:
+                await self._appending.none()
+                if not self.depth.frames or not self._can_catch_up(outage):
+                    return self._is_back(outage)
+                if not await self._sent_as(None):
+                    return False
+
+    def _can_catch_up(self, outage: _Outage) -> bool:
+        short = self._clock.monotonic() - outage.since <= CATCH_UP_SECONDS_MAX
+        return outage.clean and short and self.depth.bytes <= CATCH_UP_BYTES_MAX
 
     async def _drain(self) -> None:
         """Send the backlog until there is none or the far end is away."""
@@ -268,6 +288,8 @@ class Upward:
             return
         payload = encode(frame)
         if topic is Topic.BACKLOG:
+            while not self._outlet.backlog_bytes_per_second > 0:
+                await self._sleep(TICK_SECONDS)
             await self._live.none(LIVE_FIRST_SECONDS)
         try:
             async with asyncio.timeout(BACKLOG_ANSWER_SECONDS_MAX):
@@ -294,9 +316,12 @@ class Upward:
         self.spool.count_lost(entry)
 
     async def _pace(self, size: int) -> None:
-        """Wait as long as what was sent takes at the granted pace."""
-        granted = min(self._outlet.backlog_bytes_per_second, BACKLOG_BYTES_PER_SECOND_MAX)
-        await self._sleep(size / granted if granted > 0 else TICK_SECONDS)
+        """Wait as long as what was sent takes at the granted pace, and look at the grant every second."""
+        while size > 0:
+            granted = max(0.0, min(self._outlet.backlog_bytes_per_second, BACKLOG_BYTES_PER_SECOND_MAX))
+            wait = min(TICK_SECONDS, size / granted) if granted else TICK_SECONDS
+            await self._sleep(wait)
+            size -= math.ceil(wait * granted)
 
     async def _tick_for_ever(self) -> None:
         while True:

@@ -52,6 +52,27 @@ class VirtualTime(ManualClock):
                 await self.all_asleep(sleepers)
         self.advance(max(end - self.monotonic(), 0.0))
 
+    async def drive(self, until: Callable[[], bool], seconds_max: float = 3600.0) -> None:
+        """Let time pass, sleeper by sleeper, until `until` says so. Who works with a disk meanwhile gets its time."""
+        end = self.monotonic() + seconds_max
+        async with asyncio.timeout(GUARD_SECONDS):
+            while not until():
+                await asyncio.sleep(0.002)
+                while self._sleepers and self._sleepers[0][2].done():
+                    heapq.heappop(self._sleepers)
+                if self._sleepers and not until():
+                    due, _, future = heapq.heappop(self._sleepers)
+                    assert due <= end, f"not so within {seconds_max} s"
+                    self.advance(max(due - self.monotonic(), 0.0))
+                    future.set_result(None)
+
+    async def drive_for(self, seconds: float) -> None:
+        """Let so many seconds pass, sleeper by sleeper."""
+        end = self.monotonic() + seconds
+        await asyncio.sleep(0.001)  # a turn for who is about to sleep
+        await self.drive(lambda: not self._sleepers or self._sleepers[0][0] > end)
+        self.advance(max(end - self.monotonic(), 0.0))
+
 
 class RecordingBus:
     """A bus that can be away, and keeps the bytes of what was published."""
