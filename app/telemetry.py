@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from alerting.stats import PagerStats, Stats
@@ -64,6 +64,9 @@ def detector_metrics(stats: AgentStats, letters: DeadLetters) -> Iterable[Metric
         "Age of the oldest record that waits; 0 at the end of the log.",
         ("topic", stats.lag_seconds),
     )
+    ages = HistogramMetricFamily("nantucket_detector_age_seconds", "Age of rows when the detectors have seen them.")
+    ages.add_metric([], list(stats.ages.cumulative()), stats.ages.sum_seconds)
+    yield ages
     yield _gauge("detector_in_flight_bytes", "Read and not yet dealt with.", stats.in_flight_bytes)
     yield _counter("dead_letters", "Refusals kept in the dead-letter topic.", letters.written)
     yield _counter(

@@ -11,13 +11,14 @@ from dashboards.fleet import FleetState
 from dashboards.incidents import IncidentFeed
 from dashboards.jobs import JobsState
 from dashboards.stream import Broadcast, encoded
+from telemetry_bus.ages import Ages
 from telemetry_bus.bus import Record
 from telemetry_bus.fanout import FanOut
 from telemetry_bus.frames import Frame
 from telemetry_bus.intake import Intake
 from telemetry_bus.ring import Skipped
 from telemetry_bus.runtime.clock import Clock
-from telemetry_bus.topics import Topic
+from telemetry_bus.topics import TELEMETRY, Topic
 
 TICK_SECONDS = 0.25
 """Curves and job lines move four times a second: faster than an eye asks for, slow enough to cost nothing."""
@@ -54,6 +55,8 @@ class Live:
         self.intake = Intake()
         self.fleet = FleetState()
         self.jobs = JobsState()
+        self.ages = Ages()
+        """Of live rows, when the state shows them."""
         self.frames: Counter[Topic] = Counter(dict.fromkeys(fan.topics, 0))
         self.newest: dict[Topic, float] = {}
         self.skipped = 0
@@ -111,6 +114,8 @@ class Live:
         taken = self.intake.take(record)
         if taken.frame is not None:
             self._show(record.topic, taken.frame)
+            if self._fan.is_caught_up and record.topic in TELEMETRY:
+                self.ages.add(taken.frame.manifest, self._clock.now())
 
     def _show(self, topic: Topic, frame: Frame) -> None:
         # The backlog is what was missed in an outage: it fills curves, and a GPU's row only where it is the newest.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
@@ -45,6 +45,9 @@ class LiveCollector(Collector):
         yield _counter(
             "nantucket_store_failures", "Times that the incident store could not be read.", self._feed.failures
         )
+        ages = HistogramMetricFamily("nantucket_live_age_seconds", "Age of rows when the live state shows them.")
+        ages.add_metric([], list(self._live.ages.cumulative()), self._live.ages.sum_seconds)
+        yield ages
         yield _gauge("nantucket_jobs", "Jobs that are shown.", len(self._live.jobs.jobs))
         yield from self._fleet()
 
