@@ -38,7 +38,7 @@ def _options(settings: Settings) -> GatewayOptions:
     chosen = settings.gateway
     return GatewayOptions(
         name=settings.node,
-        group=chosen.group,
+        group=chosen.group or settings.node,
         merging=MergeOptions(seconds=chosen.merge_seconds),
         in_flight_bytes_max=chosen.in_flight_bytes,
         backlog_bytes_per_second=chosen.backlog_bytes_per_second,

@@ -150,8 +150,8 @@ class GatewaySettings(Strict):
         default=None,
         min_length=1,
         max_length=200,
-        description="Partition key of all nodes' frames that come through here (the rack's name, the same on each of "
-        "its gateways); default: each node's own name.",
+        description="Partition key of the frames that come straight from nodes (the rack's name, the same on each of "
+        "its gateways), under which they are merged; default: this gateway's own node name.",
     )
     merge_seconds: Number = Field(
         default=0.25, ge=0, le=10, description="How long a frame may wait for others to be merged with."

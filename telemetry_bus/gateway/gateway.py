@@ -53,7 +53,7 @@ class GatewayOptions:
     name: str = "gateway"
     """Under which it makes frames of its own (dead letters)."""
     group: str | None = None
-    """The partition key of all nodes' frames that come through here; default: each node's own."""
+    """The partition key of the frames that come straight from nodes, which can then be merged; default: each one's."""
     merging: MergeOptions = field(default_factory=MergeOptions)
     in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX
     backlog_bytes_per_second: float = BACKLOG_BYTES_PER_SECOND
