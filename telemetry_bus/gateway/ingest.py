@@ -25,8 +25,8 @@ CheckGateway = Callable[[str | None], bool]
 """Whether who sends this token (``None``: no token) may write to this gateway."""
 
 
-def encoded(publish: Callable[[Topic, Sequence[bytes], str], Awaitable[None]]) -> Accept:
-    """An outlet's (or a gateway's) ``publish`` as :data:`Accept`."""
+def encoded(publish: Callable[[Topic, Sequence[bytes], str], Awaitable[object]]) -> Accept:
+    """A bus's, an outlet's or a gateway's ``publish`` as :data:`Accept`."""
 
     async def accept(topic: Topic, frame: Frame, key: str) -> None:
         await publish(topic, [encode(frame)], key)

@@ -219,15 +219,14 @@ async def test_tokens_and_a_bus_that_is_away_are_told_in_its_own_form() -> None:
         assert Status.FromString(away.content).code == 14
 
 
+NAMES = ["resourceMetrics", "scopeMetrics", "metrics", "name", "gauge", "sum", "dataPoints", "asDouble", "asInt"]
+NAMES += ["timeUnixNano", "attributes", "key", "value", "stringValue", "exemplars", "traceId", "flags"]
 OTLP_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("NaN"),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                "resourceMetrics scopeMetrics metrics name gauge sum dataPoints asDouble asInt timeUnixNano attributes key "
-                "value stringValue exemplars traceId flags".split()
-            ),
+            st.sampled_from(NAMES),
             inner,
             max_size=4,
         )
