@@ -59,13 +59,14 @@ class KafkaBroker:
     def __init__(self, folder: Path, options: BrokerOptions | None = None) -> None:
         self._folder = folder
         self._options = BrokerOptions() if options is None else options
-        self._launcher = launcher()
+        self._launcher = ""
         self._port, self._controller_port = free_port(), free_port()
         self._process: asyncio.subprocess.Process | None = None
         self.bootstrap = f"127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> Self:
-        """Format and start. Raises :class:`~app.processes.ProcessFailed` with what the broker said."""
+        """Format and start. Raises KafkaMissing, or ProcessFailed with what the broker said."""
+        self._launcher = await asyncio.to_thread(launcher)
         await asyncio.to_thread(self._write_configuration)
         await self._format()
         await self.start()

@@ -1,5 +1,6 @@
 """The cluster's own affairs: which topics there are, where partitions begin and end, and making topics. All blocks."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,6 +16,15 @@ from telemetry_bus.kafka.options import Setting
 
 CREATE_SECONDS = 30.0
 """Making a topic of many partitions takes a controller some seconds."""
+
+
+LEADER_ATTEMPTS = 20
+LEADER_WAIT_SECONDS = 0.05
+"""A partition that was just made, or whose leader just went, has one again within a second. The client asks again for
+nothing else by itself."""
+_LEADERLESS = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.FENCED_LEADER_EPOCH}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +73,34 @@ class Administrator:
         return self._offsets(dict.fromkeys(spots, OffsetSpec.for_timestamp(milliseconds)))
 
     def _offsets(self, wanted: Mapping[Spot, Any]) -> dict[Spot, int]:
+        found: dict[Spot, int] = {}
+        refused: dict[Spot, KafkaError] = {}
+        for attempt in range(LEADER_ATTEMPTS):
+            if attempt:
+                time.sleep(LEADER_WAIT_SECONDS)
+            left = {spot: spec for spot, spec in wanted.items() if spot not in found}
+            refused = self._list_offsets(left, found)
+            if not any(error.code() in _LEADERLESS for error in refused.values()):
+                break
+        if wanted and not found:
+            (topic, _), error = next(iter(refused.items()))
+            raise self._fault(error, f"say where {topic} begins and ends", topic)
+        return found
+
+    def _list_offsets(self, wanted: Mapping[Spot, Any], found: dict[Spot, int]) -> dict[Spot, KafkaError]:
+        """Ask once; put what is answered into ``found`` and return what is not."""
         if not wanted:
             return {}
         asked = self._client.list_offsets(
             {TopicPartition(*spot): spec for spot, spec in wanted.items()}, request_timeout=self._timeout_seconds
         )
-        found, refused = {}, None
+        refused = {}
         for place, future in asked.items():
             try:
                 found[place.topic, place.partition] = int(future.result().offset)
             except KafkaException as error:
-                refused = error.args[0], place.topic
-        if not found and refused is not None:
-            raise self._fault(refused[0], f"say where {refused[1]} ends", refused[1])
-        return found
+                refused[place.topic, place.partition] = error.args[0]
+        return refused
 
     def brokers(self) -> int:
         """How many brokers the cluster has."""
