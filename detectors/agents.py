@@ -17,7 +17,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import faust
@@ -25,6 +25,7 @@ from faust.app.base import BootStrategy
 
 from detectors.detector import Detector, ReaderHealth, reader_health
 from detectors.position import GROUP, READ, Position, read_position, still_open, tick_group
+from telemetry_bus.ages import Ages
 from telemetry_bus.bus import WHOLE, Bus, Record, Slice, Subscription
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.errors import BusUnavailable, FrameError
@@ -64,6 +65,8 @@ class AgentStats:
     """Age of the oldest waiting record of each topic when it was last read; zero once the reader is at the end."""
     in_flight_bytes: int = 0
     warm: bool = False
+    ages: Ages = field(default_factory=Ages)
+    """Of live rows, when every detector that wants them has looked at them."""
 
 
 @dataclass(slots=True)
@@ -175,6 +178,8 @@ class DetectorService:
         event.pending -= 1
         if not event.pending:
             self._settled.set()
+            if event.live and event.frame is not None and event.health is None:
+                self.stats.ages.add(event.frame.manifest, self._clock.now())
 
     def _remind(self, detector: Detector, now: float) -> None:
         """Hand a detector, before its first live event, what it said before and has not taken back."""
@@ -187,6 +192,8 @@ class DetectorService:
 
     async def _publish(self, name: str, findings: Sequence[Finding]) -> None:
         """Until they are durable. What no reader would take (a text beyond its limit) leaves the others alone."""
+        if self._part != WHOLE:
+            findings = [replace(item, evidence={**item.evidence, "slice": str(self._part)}) for item in findings]
         frame = findings_frame(self._maker, findings, self._clock.now())
         try:
             await publish_until_durable(self._bus, Topic.FINDINGS, frame, self._clock)
@@ -296,7 +303,8 @@ class DetectorService:
         self._last_tick = tick.time
         self.intake.ledger.expire(tick.time)
         catching_up = self._clock.monotonic() - self._current_at <= CATCH_UP_SECONDS
-        return reader_health(self.intake, {} if catching_up else self.stats.lag_seconds, self._watching_since)
+        lag, part = {} if catching_up else self.stats.lag_seconds, "" if self._part == WHOLE else str(self._part)
+        return reader_health(self.intake, lag, self._watching_since, self._maker.source, part)
 
     async def _room_for(self, size: int) -> None:
         self._settle()

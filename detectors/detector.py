@@ -49,10 +49,16 @@ class ReaderHealth:
     """By source, the region that it has said it is in."""
     watching_since: float = 0.0
     """The bus's time since which ticks have come without a gap. Nobody watched before: silence then proves nothing."""
+    reader: str = ""
+    """Which copy of the detectors reads, as the source of its findings is named (``node-3/detect``)."""
+    part: str = ""
+    """Which slice it reads (``0/4``); empty where it reads all."""
 
 
-def reader_health(intake: Intake, lag_seconds: Mapping[Topic, float], watching_since: float) -> ReaderHealth:
-    """What ``intake`` knows now, and since how long records of each topic wait."""
+def reader_health(
+    intake: Intake, lag_seconds: Mapping[Topic, float], watching_since: float, reader: str = "", part: str = ""
+) -> ReaderHealth:
+    """What ``intake`` of the copy ``reader`` knows now, and since how long records of each topic wait."""
     holes: dict[str, Holes] = {}
     for count in intake.ledger.holed():
         known = holes.get(count.source)
@@ -73,6 +79,8 @@ def reader_health(intake: Intake, lag_seconds: Mapping[Topic, float], watching_s
         regions=sources.region_seen,
         region_of=SourceRegions(sources),
         watching_since=watching_since,
+        reader=reader,
+        part=part,
     )
 
 

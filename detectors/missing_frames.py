@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.latch import Latch
-from detectors.watching import Unseen, firing, group_of, names, place_of, resolved
+from detectors.watching import Unseen, firing, group_of, names, place_of, resolved, subject_in
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
@@ -77,9 +77,10 @@ class MissingFramesDetector:
         for group in over:
             words = f"no frames of {names(group)} are outstanding any more"
             found.append(resolved(kind, severity, group, now, words))
-        return found + self._losses(now, health.lost)
+        return found + self._losses(now, health)
 
-    def _losses(self, now: float, lost: int) -> list[Finding]:
+    def _losses(self, now: float, health: ReaderHealth) -> list[Finding]:
+        lost = health.lost
         more = max(0, lost - self._lost_before)
         self._lost_before = lost
         kind, severity = FindingKind.MISSING_FRAMES, Severity.WARNING
@@ -87,6 +88,9 @@ class MissingFramesDetector:
         message = (
             "They are gone: what a bound, a dead disk or a long outage took. Counts of the gaps stay in the metrics."
         )
-        evidence = {"lost": more, "lost_in_all": lost}
-        found = [firing(kind, severity, group, now, f"{more} frames are lost", message, evidence) for group in raised]
+        evidence, title = {"lost": more, "lost_in_all": lost}, f"{more} frames are lost"
+        found = [
+            firing(kind, severity, group, now, title, message, evidence, subject=subject_in(group, health))
+            for group in raised
+        ]
         return found + [resolved(kind, severity, group, now, "no further frames were lost") for group in over]

@@ -122,7 +122,17 @@ async def still_open(bus: Bus, position: Position, detectors: Sequence[str], now
                     said.take(_findings_of(intake, record))
                 if await subscription.caught_up():
                     break
-    return {name: said.of(name, position.since) for name in detectors}
+    return {
+        name: [finding for finding in said.of(name, position.since) if not _of_another(finding, position.part)]
+        for name in detectors
+    }
+
+
+def _of_another(finding: Finding, part: Slice) -> bool:
+    """Whether another slice of the same cut has said it: its rows are not read here, and its end is that slice's to
+    say. What was said when the topics were cut otherwise is everybody's."""
+    said = str(finding.evidence.get("slice", WHOLE))
+    return said != str(part) and said.rpartition("/")[2] == str(part.count)
 
 
 async def _refused_since(bus: Bus, since: float) -> frozenset[tuple[str, int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.latch import Latch
-from detectors.watching import firing, group_of, names, resolved
+from detectors.watching import firing, group_of, names, resolved, subject_in
 from telemetry_bus.findings import Finding, FindingKind
 from telemetry_bus.frames import Frame
 from telemetry_bus.schemas import Severity
@@ -60,7 +60,8 @@ class RefusedFramesDetector:
             title = f"{count} frames were refused: {names(group)}"
             message = "They lie in the dead-letter topic with their reason and first bytes; nothing else was held up."
             evidence = {"refused": count, "refused_in_all": {reason: health.refused[reason] for reason in group.names}}
-            found.append(firing(kind, severity, group, now, title, message, evidence))
+            subject = subject_in(group, health)
+            found.append(firing(kind, severity, group, now, title, message, evidence, subject=subject))
         return found + [
             resolved(kind, severity, group, now, f"no further frames were refused: {names(group)}") for group in over
         ]

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Container, Mapping
 from typing import Any
 
+from detectors.detector import ReaderHealth
 from detectors.latch import Group
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.ledger import LOST_AFTER_SECONDS
@@ -11,6 +12,8 @@ from telemetry_bus.schemas import FindingState, Severity
 
 NAMES_SAID = 8
 """Names in a message; the evidence has as many and the count of all."""
+GONE_SECONDS = 60.0
+"""A copy of the detectors whose clock has not ticked for so long runs no more, or is of no use."""
 COLLECTOR_STREAMS = ("gpu", "gpu-events")
 """A collector's sources are ``NODE/gpu`` and ``NODE/gpu-events``."""
 JOB_STREAMS = ("train", "metric", "event")
@@ -99,6 +102,40 @@ def group_of(finding: Finding) -> Group:
     fields = ("region", "job", "attempt", "node", "rank", "subject", "simulated")
     place = {name: getattr(finding, name) for name in fields}
     return Group(known, finding.time if finding.onset_time is None else finding.onset_time, set(known), place)
+
+
+class SaidBefore:
+    """What copies of the detectors said of their own reading before this one started: it is their own to end while they
+    live, and nobody's when they run no more."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Finding] = []
+
+    def remember(self, finding: Finding) -> None:
+        """Take ``finding`` (bounded by what is open at once, see :mod:`detectors.memory`)."""
+        self._waiting.append(finding)
+
+    def sorted_out(self, now: float, health: ReaderHealth) -> tuple[list[Finding], list[Finding]]:
+        """What this copy has said itself, before a restart, and what is of a copy that is gone."""
+        if not self._waiting:
+            return [], []
+        ours, gone, others = list[Finding](), list[Finding](), list[Finding]()
+        for finding in self._waiting:
+            reader = str(finding.evidence.get("reader", health.reader))
+            (ours if reader == health.reader else gone if _is_gone(reader, now, health) else others).append(finding)
+        self._waiting = others
+        return ours, gone
+
+
+def _is_gone(reader: str, now: float, health: ReaderHealth) -> bool:
+    """Whether ``reader`` ticks no more: beside each copy runs a clock."""
+    return now - health.last_seen.get(f"{reader.rpartition('/')[0]}/ticks", 0.0) > GONE_SECONDS
+
+
+def subject_in(group: Group, health: ReaderHealth, *, of_the_copy: bool = False) -> str:
+    """The subject of what a reader says of its own reading: trouble of one slice, or even of one copy, is its own."""
+    reader = f" read by {health.reader}" if of_the_copy and health.reader else ""
+    return f"{subject_of(group)}{reader}{f' of slice {health.part}' if health.part else ''}"
 
 
 class Unseen:

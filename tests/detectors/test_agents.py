@@ -237,11 +237,11 @@ class Scene:
         return [finding for frame in await self.records(Topic.FINDINGS) for finding in findings_in(frame)]
 
     @contextlib.asynccontextmanager
-    async def running(self, *detectors: Detector) -> AsyncIterator[DetectorService]:
+    async def running(self, *detectors: Detector, part: Slice = WHOLE) -> AsyncIterator[DetectorService]:
         """The service over these detectors, until the block ends: then it is cancelled, as by a kill between two
         commits."""
         letters = DeadLetters(self.bus, self.clock, "node/detect.dead")
-        service = DetectorService(self.bus, detectors, self.clock, letters, "node/detect", COMMIT_SECONDS)
+        service = DetectorService(self.bus, detectors, self.clock, letters, "node/detect", COMMIT_SECONDS, part)
         async with asyncio.timeout(GUARD_SECONDS):
             task = asyncio.create_task(service.run())
             try:
@@ -676,7 +676,9 @@ async def test_only_a_reader_that_is_behind_for_long_says_so(scene: Scene, passe
         await scene.dealt_with()
     said = [(finding.subject, finding.severity.value) for finding in await scene.said()]
     assert said == (
-        [] if not passes else [(name, "critical") for name in ("telemetry.gpu", "telemetry.train", "ticks")]
+        []
+        if not passes
+        else [(f"{name} read by node/detect", "critical") for name in ("telemetry.gpu", "telemetry.train", "ticks")]
     )
 
 
