@@ -159,15 +159,20 @@ def open_bus(url: str, clock: Clock, kafka: "KafkaOptions | None" = None) -> Bus
     """The bus behind ``url``, to be opened with ``async with``.
 
     ``file:///FOLDER`` is the embedded log, ``kafka://HOST:PORT,.../PREFIX`` a cluster that is spoken to as ``kafka``
-    says. Raises :class:`UnknownBus`.
+    says. Several of them, home first, with ``|`` between, are read as one (:mod:`telemetry_bus.federation`). Raises
+    :class:`UnknownBus`.
     """
+    if "|" in url:
+        from telemetry_bus.federation import SEPARATOR, FederatedBus  # noqa: PLC0415  it is made of buses
+
+        return FederatedBus([open_bus(one.strip(), clock, kafka) for one in url.split(SEPARATOR)], clock)
+    if url.startswith("kafka:"):
+        from telemetry_bus.kafka import KafkaBus  # noqa: PLC0415  a role on the embedded log need not load a client
+
+        return KafkaBus(url, clock, kafka)
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
         from telemetry_bus.embedded import EmbeddedBus  # noqa: PLC0415  a role on another bus need not load SQLite
 
         return EmbeddedBus(unquote(parts.path), clock)
-    if parts.scheme == "kafka":
-        from telemetry_bus.kafka import KafkaBus  # noqa: PLC0415  nor one on the embedded log a Kafka client
-
-        return KafkaBus(url, clock, kafka)
     raise UnknownBus(url)

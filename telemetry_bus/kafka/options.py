@@ -106,11 +106,12 @@ def connection(servers: tuple[str, ...], options: KafkaOptions) -> dict[str, Set
 def producer(options: KafkaOptions) -> dict[str, Setting]:
     """What a producer is set to besides: durable or an error, within a bounded time."""
     profile = PROFILES[options.profile]
+    timeout_ms = max(1, int(options.timeout_seconds * 1000))
     return {
         "acks": "all",
         "enable.idempotence": profile.idempotent,
-        "linger.ms": profile.linger_ms,
-        "message.timeout.ms": max(1, int(options.timeout_seconds * 1000)),
+        "linger.ms": min(profile.linger_ms, timeout_ms // 2),
+        "message.timeout.ms": timeout_ms,
         "message.max.bytes": MESSAGE_BYTES_MAX,
         # Twice our own bound, so that it is ours that speaks; and no bound on the number of small ones below it.
         "queue.buffering.max.kbytes": 2 * SEND_QUEUE_BYTES_MAX // 1024,

@@ -71,4 +71,6 @@ def made(kind: Callable[..., Any], settings: dict[str, Setting], faults: Faults,
         return kind({**settings, "error_cb": faults.hear, "logger": _log, **more})
     except (KafkaException, ValueError, TypeError) as error:
         cause = error.args[0].str() if isinstance(error, KafkaException) else str(error)
-        raise UnusableCredentials(f"what the client of {faults.url} was given", cause) from None
+        files = [str(value) for key, value in settings.items() if key.endswith(".location")]
+        what = f"the client of {faults.url} cannot be set up: what it was given ({', '.join(files) or 'no files'})"
+        raise UnusableCredentials(what, cause) from None
