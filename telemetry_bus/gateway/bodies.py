@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from starlette.requests import Request
 
@@ -54,17 +55,29 @@ async def holding(room: Room) -> AsyncIterator[Holding]:
         held.give_back()
 
 
-async def read_body(request: Request, held: Holding, bytes_max: int, seconds: float = BODY_SECONDS) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The most bytes that a body may have, packed or not, and what to do about more."""
+
+    bytes_max: int
+    hint: str = "Send it in several requests."
+
+    def exceeded(self, found: str) -> BodyTooLarge:
+        """What to raise."""
+        return BodyTooLarge(found, self.bytes_max, self.hint)
+
+
+async def read_body(request: Request, held: Holding, bound: Bound, seconds: float = BODY_SECONDS) -> bytes:
     """The body as it was sent. Raises :class:`BodyTooLarge`, :class:`BodyLate` and :class:`NoRoom`."""
     declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdecimal() and int(declared[:20]) > bytes_max:
-        raise BodyTooLarge(f"{declared[:20]} bytes", bytes_max)
+    if declared.isascii() and declared.isdecimal() and int(declared[:20]) > bound.bytes_max:
+        raise bound.exceeded(f"{declared[:20]} bytes")
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
-                if len(body) + len(chunk) > bytes_max:
-                    raise BodyTooLarge(f"more than {bytes_max} bytes", bytes_max)
+                if len(body) + len(chunk) > bound.bytes_max:
+                    raise bound.exceeded(f"more than {bound.bytes_max} bytes")
                 held.grow(len(chunk))
                 body += chunk
     except TimeoutError as error:
@@ -85,17 +98,17 @@ def unpacker(request: Request, allowed: dict[str, Callable[[bytes], bytes]]) -> 
     return unpack
 
 
-def gunzip(bytes_max: int) -> Callable[[bytes], bytes]:
-    """Takes gzip off; never makes more than ``bytes_max`` and a byte."""
+def gunzip(bound: Bound) -> Callable[[bytes], bytes]:
+    """Takes gzip off; never makes more than the bound and a byte."""
 
     def unpack(body: bytes) -> bytes:
         found = zlib.decompressobj(wbits=31)
         try:
-            data = found.decompress(body, bytes_max + 1)
+            data = found.decompress(body, bound.bytes_max + 1)
         except zlib.error as error:
             raise UnreadableBody(f"the body: expected gzip, found what is none: {error}") from error
-        if len(data) > bytes_max:
-            raise BodyTooLarge(f"more than {bytes_max} bytes once unpacked", bytes_max)
+        if len(data) > bound.bytes_max:
+            raise bound.exceeded(f"more than {bound.bytes_max} bytes once unpacked")
         if not found.eof:
             raise UnreadableBody("the body: expected a whole gzip stream, found one that was cut short")
         if found.unused_data:

@@ -68,8 +68,8 @@ class BodyTooLarge(IngestRefused):
 
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
-    def __init__(self, found: str, most: int) -> None:
-        super().__init__(f"the body: expected at most {most}, found {found}. Send it in several requests.")
+    def __init__(self, found: str, most: int, hint: str = "Send it in several requests.") -> None:
+        super().__init__(f"the body: expected at most {most}, found {found}. {hint}")
 
 
 class UnknownBody(IngestRefused):

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from telemetry_bus.errors import BusError, BusUnavailable, FrameError, OutletFull
 from telemetry_bus.gateway import otlp, remote_write, train_json
-from telemetry_bus.gateway.bodies import Holding, gunzip, holding, identity, media_type, read_body, unpacker
+from telemetry_bus.gateway.bodies import Bound, Holding, gunzip, holding, identity, media_type, read_body, unpacker
 from telemetry_bus.gateway.ingest import Ingest
 from telemetry_bus.gateway.ingest_errors import IngestRefused, NoToken, UnknownBody, WrongToken
 from telemetry_bus.gateway.metric_rows import Placed, Samples, place
@@ -29,6 +29,8 @@ from telemetry_bus.json_text import dumps
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 JOB_HEADER = "nantucket-job"
 PRW1, PRW2 = "prometheus.WriteRequest", "io.prometheus.write.v2.Request"
+NAMED = Bound(train_json.BODY_BYTES_MAX)
+NAMELESS = Bound(train_json.NAMELESS_BYTES_MAX, "A larger one names its job in the header Nantucket-Job: JOB.")
 UNAVAILABLE_SECONDS = 1
 """A bus that comes back is found within seconds; senders double the wait by themselves."""
 _WRITTEN = "X-Prometheus-Remote-Write-{}-Written"
@@ -97,21 +99,29 @@ class Train(_Entry):
         if content_type not in train_json.JSON_TYPES | train_json.LINES_TYPES:
             expected = " or ".join(sorted(train_json.JSON_TYPES | train_json.LINES_TYPES))
             raise UnknownBody("Content-Type", expected, content_type)
-        unpack = unpacker(request, {"identity": identity, "gzip": gunzip(train_json.BODY_BYTES_MAX)})
-        body = await read_body(request, held, train_json.BODY_BYTES_MAX)
+        job = request.headers.get(JOB_HEADER)
+        if job is not None:
+            self._check(job, token)
+        bound = NAMELESS if job is None else NAMED
+        unpack = unpacker(request, {"identity": identity, "gzip": gunzip(bound)})
+        body = await read_body(request, held, bound)
         now = self._options.clock.now()
 
         def read() -> tuple[train_json.TrainRows, list[Piece]]:
-            rows = train_json.read_rows(unpack(body), content_type, now)
+            rows = train_json.read_rows(unpack(body), content_type, now, job)
             return rows, list(rows.pieces(now, self._options.region))
 
         rows, pieces = await self._in_thread(read)
-        for job in sorted(rows.jobs):
-            if not self._options.check_job(job, token):
-                raise WrongToken(f"the token is not that of job {job}; make one with: nantucket job token {job}")
+        for named in sorted(rows.jobs):
+            self._check(named, token)
         await self._make_durable(pieces, held)
         self._ingest.counters.train_rows += len(rows.rows) + len(rows.metrics)
         return Response(dumps({"accepted": rows.count, "durable": True}), media_type=JSON)
+
+    def _check(self, job: str, token: str) -> None:
+        if not self._options.check_job(job, token):
+            said = f"the token is not that of job {job[:96]!a}; make one with: nantucket job token JOB"
+            raise WrongToken(said)
 
 
 class Metrics(_Entry):
@@ -148,7 +158,7 @@ class Metrics(_Entry):
         protocol = _remote_write_message(request)
         parse = remote_write.read_request_2 if protocol == PRW2 else remote_write.read_write_request
         unpack = unpacker(request, {"snappy": remote_write.unsnap})
-        body = await read_body(request, held, remote_write.DECODED_BYTES_MAX)
+        body = await read_body(request, held, Bound(remote_write.DECODED_BYTES_MAX))
         placed = await self._placed(lambda: parse(unpack(body), self._series[protocol]), held, job)
         headers = {_WRITTEN.format("Samples"): str(placed.accepted + placed.absent)}
         headers |= {_WRITTEN.format(kind): "0" for kind in ("Histograms", "Exemplars")}
@@ -159,8 +169,9 @@ class Metrics(_Entry):
         kind = media_type(request)
         if kind not in (PROTOBUF, JSON):
             raise UnknownBody("Content-Type", f"{PROTOBUF} or {JSON}", kind)
-        unpack = unpacker(request, {"identity": identity, "gzip": gunzip(otlp.DECODED_BYTES_MAX)})
-        body = await read_body(request, held, otlp.DECODED_BYTES_MAX)
+        bound = Bound(otlp.DECODED_BYTES_MAX)
+        unpack = unpacker(request, {"identity": identity, "gzip": gunzip(bound)})
+        body = await read_body(request, held, bound)
         parse = otlp.parse_json if kind == JSON else otlp.parse_protobuf
         placed = await self._placed(lambda: otlp.samples_of(parse(unpack(body)), self._series["otlp"]), held, job)
         return _message(request, HTTPStatus.OK, otlp.answer(placed))

@@ -76,13 +76,11 @@ def _no_constant(word: str) -> float:
 def samples_of(request: ExportMetricsServiceRequest, cache: SeriesCache) -> Samples:
     """The samples of a request."""
     found = _Found(cache)
-    for resource in request.resource_metrics:
+    for resource in found.bounded(request.resource_metrics):
         shared = _pairs(resource.resource.attributes)
-        for scope in resource.scope_metrics:
-            for metric in scope.metrics:
+        for scope in found.bounded(resource.scope_metrics):
+            for metric in found.bounded(scope.metrics):
                 found.add(metric, shared)
-    if len(found.values) > POINTS_MAX:
-        raise BodyTooLarge(f"{len(found.values)} data points", POINTS_MAX)
     seconds = np.array(found.times, dtype=np.float64) / NANOSECONDS
     values = np.array(found.values, dtype=np.float64)
     return Samples(found.series, [1] * len(found.series), seconds, values, found.unmapped)
@@ -97,11 +95,19 @@ class _Found:
         self.values: list[float] = []
         self.unmapped: Counter[Unmapped] = Counter()
         self._cache = cache
+        self._messages = 0
+
+    def bounded(self, several: Any) -> Any:
+        """The same, if a request may have as many more messages."""
+        self._messages += len(several)
+        if self._messages > POINTS_MAX:
+            raise BodyTooLarge(f"more than {POINTS_MAX} data points and what they stand in", POINTS_MAX)
+        return several
 
     def add(self, metric: Metric, shared: Pairs) -> None:
         """Take the metric's points."""
         kind = metric.WhichOneof("data")
-        points: Any = () if kind is None else getattr(metric, kind).data_points
+        points: Any = () if kind is None else self.bounded(getattr(metric, kind).data_points)
         if kind == "sum" and metric.sum.aggregation_temporality == AggregationTemporality.AGGREGATION_TEMPORALITY_DELTA:
             self.unmapped[Unmapped.DELTA] += len(points)
         elif kind in ("gauge", "sum"):

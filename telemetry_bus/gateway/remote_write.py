@@ -7,7 +7,7 @@ scraper's labels are decoded once instead of at every scrape (0.52 million serie
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,9 +85,11 @@ def read_request_2(data: bytes, cache: SeriesCache) -> Samples:
 
 
 def _walk(
-    timeseries: Iterable[Any], key_of: Callable[[Any], Key], learn: Callable[[Key], Series], cache: SeriesCache
+    timeseries: Sequence[Any], key_of: Callable[[Any], Key], learn: Callable[[Key], Series], cache: SeriesCache
 ) -> Samples:
     """The one loop over series. What does not depend on the series stays out of it."""
+    if len(timeseries) > SAMPLES_MAX:
+        raise BodyTooLarge(f"{len(timeseries)} series", SAMPLES_MAX)
     known = cache.get
     series: list[Series] = []
     counts: list[int] = []
@@ -98,14 +100,14 @@ def _walk(
         key = key_of(one)
         series.append(known(key) or learn(key))
         before = len(times)
+        if before + len(one.samples) > SAMPLES_MAX:
+            raise BodyTooLarge(f"more than {SAMPLES_MAX} samples", SAMPLES_MAX)
         for sample in one.samples:
             times.append(sample.timestamp)
             values.append(sample.value)
         counts.append(len(times) - before)
         if one.histograms:
             unmapped[Unmapped.NOT_A_NUMBER_SERIES] += len(one.histograms)
-    if len(values) > SAMPLES_MAX:
-        raise BodyTooLarge(f"{len(values)} samples", SAMPLES_MAX)
     seconds = np.array(times, dtype=np.int64) / 1e3
     return Samples(series, counts, seconds, np.array(values, dtype=np.float64), unmapped)
 

@@ -30,6 +30,8 @@ from telemetry_bus.schemas import SCHEMAS
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """4,096 rows with every field are 2 MiB; the rest is for metrics."""
+NAMELESS_BYTES_MAX = 64 * 1024
+"""Without the header that names the job, whose token it is only the rows can tell: so much is read of anybody."""
 ROWS_MAX = 4_096
 """A second of a job whose 4,096 ranks report through one place."""
 ROW_METRICS_MAX = 512
@@ -85,12 +87,14 @@ class TrainRows:
                 yield from _pieces(schema_id, stream, [{"region": region, **row} for row in rows], now)
 
 
-def read_rows(data: bytes, content_type: str, now: float) -> TrainRows:
-    """The rows in a body: one object, a list, or an object a line. A row without ``time`` is of ``now``."""
+def read_rows(data: bytes, content_type: str, now: float, job: str | None = None) -> TrainRows:
+    """The rows in a body: one object, a list, or an object a line. A row without ``time`` is of ``now``, one without
+    ``job`` of ``job``."""
     found = _lines(data) if content_type in LINES_TYPES else _json(data)
     sent = found if isinstance(found, list) else [found]
     if len(sent) > ROWS_MAX:
         raise BodyTooLarge(f"{len(sent)} rows", ROWS_MAX)
+    shared: Row = {"time": now, "rank": 0} if job is None else {"time": now, "rank": 0, "job": job}
     rows: list[Row] = []
     metrics: list[Row] = []
     faults: list[Mapping[str, Any]] = []
@@ -98,7 +102,7 @@ def read_rows(data: bytes, content_type: str, now: float) -> TrainRows:
         if len(faults) > FAULTS_SHOWN:
             break
         wrong = _Faults(index)
-        cells, named = _row(row, wrong, now)
+        cells, named = _row(row, wrong, shared)
         faults += wrong.found
         if cells.keys() - ABOUT_THE_ROW or not named:
             rows.append(cells)
@@ -129,11 +133,11 @@ class _Faults:
             return None
 
 
-def _row(row: object, wrong: _Faults, now: float) -> tuple[Row, dict[str, float]]:
+def _row(row: object, wrong: _Faults, shared: Row) -> tuple[Row, dict[str, float]]:
     if not isinstance(row, dict):
         wrong.add("row", f"expected a JSON object, found {shown(row)}")
         return {}, {}
-    cells: Row = {"time": now, "rank": 0}
+    cells = dict(shared)
     for name, value in row.items():
         if name == "metrics" or (value is None and name in ROW_CELLS):
             continue
@@ -143,7 +147,7 @@ def _row(row: object, wrong: _Faults, now: float) -> tuple[Row, dict[str, float]
             continue
         cells[name] = wrong.checked(check, value, name)
     for name in REQUIRED:
-        if row.get(name) is None:
+        if name not in cells:
             wrong.add(name, "expected a value, found none")
     return cells, _metrics(row.get("metrics"), wrong)
 

@@ -142,7 +142,7 @@ async def test_what_is_wrong_is_named_by_row_and_field(change: dict[str, Any], f
         pytest.param(b"", id="empty"),
         pytest.param(b'{"job": "gpt", ', id="cut-short"),
         pytest.param(b'{"job": "gpt", "attempt": "1", "step": 1, "loss": NaN}', id="a-bare-nan"),
-        pytest.param(b"[" * 100_000, id="deep"),
+        pytest.param(b"[" * 60_000, id="deep"),
         pytest.param(b"\xff\xfe", id="not-utf-8"),
         pytest.param(b'{"step": ' + b"9" * 5_000 + b"}", id="five-thousand-digits"),
     ],
@@ -157,20 +157,33 @@ async def test_what_is_not_json_is_told_so(body: bytes) -> None:
 async def test_limits_are_said_with_their_numbers() -> None:
     """Bytes, rows and metrics have a bound each, and a gzip bomb meets it before it is unpacked."""
     many = {f"m{i}": 1.0 for i in range(ROW_METRICS_MAX)}
+    too_many = json.dumps([{**ROW, "metrics": many}] * (METRICS_MAX // ROW_METRICS_MAX + 1)).encode()
     async with scene() as where:
-        assert str(BODY_BYTES_MAX) in (await problem_of(where, b" " * (BODY_BYTES_MAX + 1), 413))["detail"]
-        assert str(ROWS_MAX) in (await problem_of(where, [ROW] * (ROWS_MAX + 1), 413))["detail"]
-        bomb = gzip.compress(bytes(200 * 1024 * 1024))
-        assert "unpacked" in (await problem_of(where, bomb, 413, content_encoding="gzip"))["detail"]
-        rows = [{**ROW, "metrics": many}] * (METRICS_MAX // ROW_METRICS_MAX + 1)
-        assert (
-            str(METRICS_MAX)
-            in (await problem_of(where, gzip.compress(json.dumps(rows).encode()), 413, content_encoding="gzip"))[
-                "detail"
-            ]
-        )
-        over = {**many, "one more": 1}
-        assert "at most 512" in (await problem_of(where, {**ROW, "metrics": over}, 422))["detail"]
+
+        async def said(body: Any, status: int = 413, **headers: str) -> str:
+            found = await problem_of(where, body, status, nantucket_job="gpt", **headers)
+            return str(found["detail"])
+
+        assert str(BODY_BYTES_MAX) in await said(b" " * (BODY_BYTES_MAX + 1))
+        assert str(ROWS_MAX) in await said([ROW] * (ROWS_MAX + 1))
+        assert "unpacked" in await said(gzip.compress(bytes(200 * 1024 * 1024)), content_encoding="gzip")
+        assert str(METRICS_MAX) in await said(gzip.compress(too_many), content_encoding="gzip")
+        assert "at most 512" in await said({**ROW, "metrics": {**many, "one more": 1}}, 422)
+
+
+async def test_a_large_body_names_its_job_first() -> None:
+    """Who sends more than 64 KiB says whose rows they are in a header, so that the token is checked before them."""
+    rows = json.dumps([ROW] * 1_000)
+    async with scene() as where:
+        found = await problem_of(where, rows, 413)
+        assert "Nantucket-Job" in found["detail"]
+        assert (await where.train(rows, token="wrong", nantucket_job="gpt")).status_code == 403
+        assert (await where.train(rows, nantucket_job="gpt")).json() == {"accepted": 1_000, "durable": True}
+        foreign = json.dumps({**ROW, "job": "other"})
+        assert (await where.train(foreign, nantucket_job="gpt")).status_code == 403
+        without = json.dumps({"attempt": "1", "step": 9, "loss": 1.0})
+        assert (await where.train(without, nantucket_job="gpt")).status_code == 200
+        assert where.shelf.rows(Topic.TRAIN)[-1]["job"] == "gpt"
 
 
 async def test_gzip_is_taken_off_and_nothing_else_is() -> None:
