@@ -14,6 +14,7 @@ from alerting.service import AlertOptions, AlertService
 from alerting.store import Store, StoreReader
 from app.settings import Settings, SettingsError, secret_of
 from app.telemetry import alert_metrics, collector_metrics, detector_metrics, listener_metrics
+from app.way_up import way_up
 from app.wiring import Wiring
 from collectors.agent import NodeAgent
 from collectors.credentials import JobCredentials
@@ -26,14 +27,12 @@ from dashboards.server import serve
 from detectors.agents import DetectorService
 from detectors.position import GROUP
 from detectors.registry import default_detectors
-from telemetry_bus import Frame, Refusal, Topic
+from telemetry_bus import Refusal, Topic
 from telemetry_bus.bus import Bus
 from telemetry_bus.dead_letter import DeadLetters
-from telemetry_bus.frames import encode
 from telemetry_bus.publisher import tick_for_ever
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
-from telemetry_bus.sources import key_of
 
 LOOPBACK = "127.0.0.1"
 IDLE_SECONDS_MAX = 20.0
@@ -43,16 +42,14 @@ IDLE_SECONDS_MAX = 20.0
 async def collecting_role(wiring: Wiring) -> None:
     """A node's GPUs, and the listener for its training jobs."""
     settings = wiring.settings
-
-    async def publish(topic: Topic, frame: Frame) -> None:
-        await wiring.outlet.publish(topic, [encode(frame)], key_of(frame))
-
+    sources = sources_of(settings, wiring.clock)
+    simulated = bool(sources) and all(source.name == "simulated" for source in sources)
+    publish = (await way_up(wiring, simulated=simulated)).publish
     listener = await wiring.stack.enter_async_context(_listener(settings, wiring.clock, publish))
     wiring.said["socket"] = str(settings.socket_path)
     if listener.tcp_address is not None:
         wiring.said["train_port"] = f"http://{listener.tcp_address[0]}:{listener.tcp_address[1]}"
     wiring.gauges.add(lambda: listener_metrics(listener.counters))
-    sources = sources_of(settings, wiring.clock)
     if not sources:
         note = "No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."
         wiring.said.setdefault("notes", []).append(note)

@@ -82,6 +82,23 @@ class CollectSettings(Strict):
     port: Port | None = Field(default=None, description="Authenticated loopback port for training jobs.")
 
 
+class SpoolSettings(Strict):
+    """What a node keeps on its own disk while the bus is away."""
+
+    folder: Path | None = Field(
+        default=None, description="Folder on a local disk, of one collector alone; default: spool in the state."
+    )
+    bytes: Whole = Field(
+        default=1024**3,
+        ge=8 * 1024**2,
+        le=1024**4,
+        description="What it may hold: half of it training rows, a quarter GPU rows. Beyond it the oldest go, counted.",
+    )
+    age_seconds: Number = Field(
+        default=15_000.0, ge=60, le=86_400, description="What is older goes, counted: four hours and ten minutes."
+    )
+
+
 class ServeSettings(Strict):
     """Where the page and the API listen."""
 
@@ -199,6 +216,7 @@ class Settings(Strict):
         default=2.0, ge=0, description="What an hour of one GPU costs, for the cost on a page."
     )
     collect: CollectSettings = CollectSettings()
+    spool: SpoolSettings = SpoolSettings()
     serve: ServeSettings = ServeSettings()
     metrics: MetricsSettings = MetricsSettings()
     alert: AlertSettings = AlertSettings()
@@ -215,6 +233,11 @@ class Settings(Strict):
     def store_path(self) -> Path:
         """The file of the incident store, the default filled in."""
         return self.alert.store or self.state / "alerts.sqlite"
+
+    @property
+    def spool_path(self) -> Path:
+        """The folder of the spool, the default filled in."""
+        return self.spool.folder or self.state / "spool"
 
     @property
     def socket_path(self) -> Path:

@@ -8,7 +8,9 @@ from prometheus_client.registry import Collector
 
 from alerting.stats import PagerStats, Stats
 from collectors.agent import NodeAgent
+from collectors.ripcord import Ripcord
 from collectors.training_lanes import Counters
+from collectors.upward import Upward
 from detectors.agents import AgentStats
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.gateway import Gateway
@@ -143,6 +145,25 @@ def collector_metrics(agent: NodeAgent) -> Iterable[Metric]:
     for (metric, reason), number in counters.field_failures.items():
         failures.add_metric([metric, reason.value], number)
     yield failures
+
+
+def way_up_metrics(upward: Upward, ripcord: Ripcord) -> Iterable[Metric]:
+    """What a node's way up counts."""
+    counters, spool, depth = upward.counters, upward.spool, upward.depth
+    yield _gauge("spool_frames", "Frames that wait on this node's disk.", depth.frames)
+    yield _gauge("spool_bytes", "Their bytes.", depth.bytes)
+    yield _gauge("spool_oldest_seconds", "Age of the oldest of them.", depth.oldest_seconds)
+    yield _counter("spool_frames_in", "Frames that went to the spool.", counters.frames_spooled)
+    yield _counter("spool_frames_dropped", "Frames that the spool's bounds took.", spool.frames_dropped)
+    yield _counter("spool_rows_dropped", "Their rows.", spool.rows_dropped)
+    yield _counter("backlog_frames_sent", "Frames of the spool that are durable as backlog.", counters.backlog_frames)
+    yield _counter("backlog_bytes_sent", "Bytes of the merged frames that carried them.", counters.backlog_bytes)
+    yield _gauge("bus_away", "1 while this node's frames go to the spool.", float(upward.away))
+    yield _counter("bus_away_seconds", "For how long they went there.", counters.away_seconds)
+    yield _counter("bus_outages", "How often that began.", counters.outages)
+    yield _counter("ripcord_reports_sent", "Findings reported from here, by outcome.", ("outcome", ripcord.reports))
+    yield _gauge("ripcord_findings_kept", "Findings that are not on the bus yet.", ripcord.unpublished)
+    yield _counter("ripcord_detector_errors", "Frames on which a detector here failed.", ripcord.detector_errors)
 
 
 def listener_metrics(counters: Counters) -> Iterable[Metric]:

@@ -29,8 +29,8 @@ may be soon: with a spool behind it, that takes a bus and a disk that are away b
 
 HZ_MAX = 10.0
 """NVML's own averages are no faster."""
-FLUSH_SECONDS = 2.0
-"""How long a closing agent tries to send what waits."""
+FLUSH_SECONDS = 4.0
+"""How long a closing agent tries to send what waits. A bus that has just gone away is given up for the spool in 3 s."""
 
 
 def _zero_failures() -> "Counter[tuple[str, FieldFailure]]":

@@ -25,11 +25,11 @@ from telemetry_bus.outlet import Report
 from telemetry_bus.schemas import FindingState, Severity
 from telemetry_bus.topics import Topic
 
-RECENT_SECONDS = 2.0
-"""What was found so shortly before the bus went away may not have been read by anybody: it is said as if the bus had
-been away. The central path takes a quarter of a second; where it had paged, the receiver sees the same id again."""
-REPORT_SECONDS_MAX = 10.0
-"""A gateway that pages waits for the receiver's answer."""
+RECENT_SECONDS = 4.0
+"""What was found so shortly before it turned out that the bus is away (which takes a frame up to 3 s) may not have been
+read by anybody: it is said as if the bus had been away. Where somebody had, it is the same finding of the same id."""
+REPORT_SECONDS_MAX = 25.0
+"""A gateway tries its upstream, then waits for the receivers' answers: it has 20 s for that."""
 RETRY_FIRST_SECONDS = 0.2
 RETRY_MAX_SECONDS = 2.0
 """A gateway that comes back is asked within two seconds, by each of its nodes at a moment of its own."""
@@ -116,7 +116,7 @@ class Ripcord:
         return sum(kept.said is not Said.PUBLISHED for kept in self._notes)
 
     def seen(self, topic: Topic, frame: Frame, *, away: bool) -> None:
-        """Let the detectors look at what this node has just made durable."""
+        """Let the detectors look at what this node sends."""
         for detector in self._detectors:
             if topic in detector.topics:
                 with self._counting():
@@ -128,8 +128,8 @@ class Ripcord:
             with self._counting():
                 self._take(detector.tick(now), away=away)
 
-    def went_away(self) -> None:
-        """The bus is away from now on: what was found a moment ago is said here too."""
+    def doubt(self) -> None:
+        """The bus may be away: what was found a moment ago is said here too."""
         now = self._moment()
         for kept in list(self._notes):
             if kept.said is Said.PUBLISHED and not kept.ours and now.passed_since(kept.found)[0] < RECENT_SECONDS:

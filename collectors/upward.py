@@ -1,6 +1,6 @@
 """The way up from a node: live first, then the backlog; durable at the bus or in the spool when ``publish`` returns.
 
-While the far end answers, a frame goes straight to it. The first failure, or no answer within a second, means *away*:
+While the far end answers, a frame goes straight to it. The first failure, or no answer for seconds, means *away*:
 every further frame goes to the spool, and a probe finds the far end again. Then critical findings go up first, then
 live frames, and behind them the spool, merged, in ``telemetry.backlog``, at the pace that is granted. A short outage,
 whose rows are still live for every reader, is simply caught up with, in order and in the rows' own topics.
@@ -28,8 +28,10 @@ from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.sources import key_of
 from telemetry_bus.topics import Topic
 
-LIVE_SECONDS_MAX = 1.0
-"""A frame that is not durable by then is late already: it is spooled, and so is everything behind it."""
+LIVE_SECONDS_MAX = 3.0
+"""Gateways of two tiers hold a frame for 0.25 s each, a slow object store takes up to a second: twice that is away."""
+DOUBT_SECONDS = 0.5
+"""A page is to be out within a second: what is critical in a frame that has no answer by then is reported beside it."""
 PROBE_FIRST_SECONDS = 0.25
 PROBE_MAX_SECONDS = 2.0
 """A far end that comes back is found within two seconds; each of 37,500 nodes asks at a moment of its own."""
@@ -151,10 +153,10 @@ class Upward:
         payload = encode(frame)
         if self._outage is not None:
             await self._last.none(LIVE_SECONDS_MAX)
+        if self._ripcord is not None:
+            self._ripcord.seen(topic, frame, away=self.away)
         if self._outage is None and await self._sent_live(topic, payload, key_of(frame)):
             self.counters.frames_live += 1
-            if self._ripcord is not None:
-                self._ripcord.seen(topic, frame, away=False)
             return
         async with self._appending:
             offset = await self.spool.append(
@@ -162,27 +164,31 @@ class Upward:
             )
         self.counters.frames_spooled += 1
         self._work.set()
-        if self._ripcord is not None:
-            self._ripcord.seen(topic, frame, away=True)
-            self.spool.looked_at(topic, offset)
+        self.spool.looked_at(topic, offset)
 
     async def _sent_live(self, topic: Topic, payload: bytes, key: str) -> bool:
+        doubt = asyncio.get_running_loop().call_later(DOUBT_SECONDS, self._doubt)
         try:
             async with self._live, asyncio.timeout(LIVE_SECONDS_MAX):
                 await self._outlet.publish(topic, [payload], key)
         except (BusUnavailable, TimeoutError) as error:
             self._went_away(error)
             return False
+        finally:
+            doubt.cancel()
         return True
+
+    def _doubt(self) -> None:
+        if self._ripcord is not None:
+            self._ripcord.doubt()
 
     def _went_away(self, why: Exception) -> None:
         if self._outage is not None:
             return
-        _log.warning("frames go to the spool from now on: %s", str(why) or "no answer within a second")
+        _log.warning("frames go to the spool from now on: %s", str(why) or f"no answer within {LIVE_SECONDS_MAX:g} s")
         self.counters.outages += 1
         self._outage = _Outage(self._clock.monotonic(), not self.depth.frames)
-        if self._ripcord is not None:
-            self._ripcord.went_away()
+        self._doubt()
         self._work.set()
 
     async def _send_for_ever(self) -> None:
