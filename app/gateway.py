@@ -1,11 +1,18 @@
 """The gateway's role: links and HTTP in, the bus or another gateway above, and a pager where there are receivers."""
 
+import asyncio
+
 from app.roles import pager_of
-from app.settings import Settings, secret
+from app.settings import Settings, secret, secret_of
 from app.telemetry import gateway_metrics, pager_metrics
 from app.wiring import Wiring
+from collectors.credentials import JobCredentials
 from telemetry_bus.gateway import Gateway, GatewayOptions, LinkServer, ListenOptions, MergeOptions, Pager
 from telemetry_bus.gateway.http import make_gateway_app, serve_gateway_app
+from telemetry_bus.gateway.ingest import Ingest, IngestOptions, check_of, encoded
+from telemetry_bus.gateway.ingest_routes import ingest_router
+from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.secret import Secret
 
 
 async def gateway_role(wiring: Wiring) -> None:
@@ -16,11 +23,25 @@ async def gateway_role(wiring: Wiring) -> None:
     gateway = await wiring.stack.enter_async_context(Gateway(wiring.outlet, wiring.clock, _options(settings), pager))
     wiring.gauges.add(lambda: gateway_metrics(gateway))
     if settings.gateway.http_port is not None:
-        app = make_gateway_app(gateway, token=listen.token)
+        ingest = await _ingest(settings, gateway, wiring.clock)
+        app = make_gateway_app(gateway, token=listen.token, routers=[ingest_router(ingest)])
         http = serve_gateway_app(app, _listening(settings, settings.gateway.http_port))
         wiring.said["gateway_http"] = await wiring.stack.enter_async_context(http)
     links = await wiring.stack.enter_async_context(LinkServer(gateway, wiring.clock, listen))
     wiring.said["gateway"] = links.url
+
+
+async def _ingest(settings: Settings, gateway: Gateway, clock: Clock) -> Ingest:
+    """Training rows as JSON, remote write and OTLP; a job's token is what ``nantucket job token`` makes here."""
+    of_jobs = Secret(await asyncio.to_thread(secret_of, settings.state))
+    options = IngestOptions(
+        accept=encoded(gateway.publish),
+        clock=clock,
+        check_job=JobCredentials(of_jobs).check,
+        check_gateway=check_of(secret(settings.gateway.token)),
+        region=settings.region,
+    )
+    return Ingest(options)
 
 
 async def _pager(wiring: Wiring) -> Pager | None:
