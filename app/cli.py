@@ -88,6 +88,10 @@ MetricsHost = Annotated[
         help="Address of /metrics and /healthz; anything but loopback needs serve.token.",
     ),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option("--slice", envvar="NANTUCKET_DETECT__SLICE", help="Slice INDEX/COUNT of the bus's partitions."),
+]
 MetricsPort = Annotated[
     str | None,
     typer.Option(
@@ -275,6 +279,7 @@ def detect(
     config: Config = None,
     state: State = None,
     bus: Bus = None,
+    part: Part = None,
     metrics_host: MetricsHost = None,
     metrics_port: MetricsPort = None,
     as_json: Json = False,
@@ -282,7 +287,9 @@ def detect(
     """The detectors over the bus."""
     from app.up import up as run
 
-    settings = _settings(config, state=state, bus=bus, metrics__host=metrics_host, metrics__port=metrics_port)
+    settings = _settings(
+        config, state=state, bus=bus, detect__slice=part, metrics__host=metrics_host, metrics__port=metrics_port
+    )
     _run(run(settings, frozenset({"detect"}), as_json=as_json))
 
 
@@ -416,6 +423,29 @@ def bench_page(
     if peer not in (None, "prometheus"):
         raise typer.BadParameter(f"expected prometheus, found {peer!r}", param_hint="--peer")
     _run(bench_page_command(PageOptions(events, gpus, seconds, peer, seed), as_json=as_json))
+
+
+@bench.command("pipeline")
+def bench_pipeline(
+    gpus: Annotated[int, typer.Option(min=600, max=1_000_000, help="GPUs, in 600 racks.")] = 300_000,
+    metrics: Annotated[int, typer.Option(min=1, max=45, help="Metrics of each GPU.")] = 40,
+    hz: Annotated[float, typer.Option(min=0.1, max=10, callback=_finite, help="Samples a second of each.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=5, callback=_finite, help="Measured seconds.")] = 60.0,
+    bus: Annotated[
+        str | None, typer.Option(help="URL of the bus, or kafka for a broker started here. Default: the embedded log.")
+    ] = None,
+    tier: Annotated[str, typer.Option(help="top: 600 racks; rack: one rack's gateway with 64 collectors.")] = "top",
+    slices: Annotated[int, typer.Option(min=1, max=64, help="Detectors that share the partitions.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of values and moments.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The whole fleet through gateway, log, detectors and live state."""
+    from app.bench.pipeline import PipelineOptions, bench_pipeline_command
+
+    if tier not in ("top", "rack"):
+        raise typer.BadParameter(f"expected top or rack, found {tier!r}", param_hint="--tier")
+    options = PipelineOptions(gpus, metrics, hz, seconds, bus, tier, slices, seed)
+    _run(bench_pipeline_command(options, as_json=as_json))
 
 
 def main() -> None:

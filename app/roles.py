@@ -106,7 +106,8 @@ async def detecting_role(wiring: Wiring) -> None:
     """The detectors, and the ticks of the bus's clock."""
     letters = DeadLetters(wiring.bus, wiring.clock, wiring.source("detect.dead"))
     detectors = [config.build() for config in default_detectors()]
-    service = DetectorService(wiring.bus, detectors, wiring.clock, letters, wiring.source("detect"))
+    part = wiring.settings.detect.part
+    service = DetectorService(wiring.bus, detectors, wiring.clock, letters, wiring.source("detect"), part=part)
     wiring.gauges.add(lambda: detector_metrics(service.stats, letters))
     wiring.tasks.create_task(service.run(), name="detect")
     wiring.awaited.append(service.caught_up)
@@ -203,6 +204,7 @@ async def serving_role(wiring: Wiring) -> None:
         hosts=names_of(settings.serve.host) if token is None else None,
         push=wiring.incidents_changed,
         collectors=[wiring.gauges],
+        ring_bytes=settings.serve.ring_mib * 1024 * 1024,
     )
     port = await wiring.stack.enter_async_context(serve(app, settings.serve.host, settings.serve.port))
     host = f"[{settings.serve.host}]" if ":" in settings.serve.host else settings.serve.host

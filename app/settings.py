@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
+from telemetry_bus.bus import SEPARATOR, Slice
 from telemetry_bus.runtime.secret import Secret
 
 
@@ -57,6 +58,14 @@ def _a_name(value: str) -> str:
     return value
 
 
+def _bars(value: Any) -> Any:
+    """A list of URLs as one text."""
+    if isinstance(value, list) and value and all(isinstance(url, str) for url in value):
+        return SEPARATOR.join(value)
+    return value
+
+
+Buses = Annotated[str, BeforeValidator(_bars)]
 Name = Annotated[str, AfterValidator(_a_name)]
 Whole = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth)]
@@ -80,6 +89,29 @@ class CollectSettings(Strict):
         default=None, description="Unix socket for training jobs; default: where the SDK looks by itself."
     )
     port: Port | None = Field(default=None, description="Authenticated loopback port for training jobs.")
+
+
+def _a_slice(value: str) -> str:
+    index, slash, count = value.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count) <= SLICES_MAX):
+        raise ValueError(f"expected INDEX/COUNT with INDEX from 0 to COUNT - 1 and at most {SLICES_MAX} slices")
+    return value
+
+
+class DetectSettings(Strict):
+    """What one detector process reads."""
+
+    slice: Annotated[str, AfterValidator(_a_slice)] = Field(
+        default="0/1",
+        description="Slice INDEX/COUNT: a fixed set of the bus's partitions, so that COUNT processes read it once "
+        "between them. Two copies of one slice may run at once.",
+    )
+
+    @property
+    def part(self) -> Slice:
+        """The slice as the bus takes it."""
+        index, _, count = self.slice.partition("/")
+        return Slice(int(index), int(count))
 
 
 class SpoolSettings(Strict):
@@ -106,6 +138,13 @@ class ServeSettings(Strict):
     port: Port = Field(default=8580, description="Port of the page and the API; 0 takes a free one.")
     token: SecretStr | None = Field(default=None, min_length=1, description="Bearer token that every reader must show.")
     public_url: str | None = Field(default=None, description="How people reach the page: the base of links in pages.")
+    ring_mib: Whole = Field(
+        default=16,
+        ge=16,
+        le=65_536,
+        description="Memory for the newest frames of each topic, in MiB. All GPUs of a large fleet come to 85 MiB a "
+        "second at 300,000 GPUs: a reader that is slower than the ring is long is moved forward.",
+    )
 
 
 class MetricsSettings(Strict):
@@ -196,6 +235,8 @@ class LinkSettings(Strict):
 
 
 PREFIX = "NANTUCKET_"
+SLICES_MAX = 1_024
+"""More slices than partitions read nothing."""
 SECRET_BYTES = 32
 SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url", "gateway.token", "link.token"})
 """Keys whose value a message never shows; all below ``receivers`` besides."""
@@ -207,7 +248,11 @@ class Settings(Strict):
     """Everything that can be configured. ``bus`` and ``state`` are all that most people set."""
 
     state: Path = Field(default_factory=state_folder, description="Folder for everything that is kept on this machine.")
-    bus: str | None = Field(default=None, description="URL of the bus; default: the embedded log in the state folder.")
+    bus: Buses | None = Field(
+        default=None,
+        description="URL of the bus; default: the embedded log in the state folder. Several (a list, or one text with | "
+        "between them) are read as one, a bus for each region, home first.",
+    )
     node: Name = Field(
         default_factory=socket.gethostname, min_length=1, max_length=200, description="Name of this node."
     )
@@ -216,6 +261,7 @@ class Settings(Strict):
         default=2.0, ge=0, description="What an hour of one GPU costs, for the cost on a page."
     )
     collect: CollectSettings = CollectSettings()
+    detect: DetectSettings = DetectSettings()
     spool: SpoolSettings = SpoolSettings()
     serve: ServeSettings = ServeSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -152,7 +152,8 @@ class Manifest(Sequence[Run]):
         lengths = np.diff(self.ends, prepend=0)
         names = (lengths > 0) & (lengths <= SOURCE_BYTES_MAX)
         with np.errstate(invalid="ignore"):
-            good = names & (self.seqs >= 0) & (self.seqs < SEQ_END) & (self.rows >= 0) & (np.abs(self.sents) < SECONDS_MAX)
+            good = names & (self.seqs >= 0) & (self.seqs < SEQ_END) & (self.rows >= 0)
+            good &= np.abs(self.sents) < SECONDS_MAX
         if not good.all():
             at = int(np.argmin(good))
             return f"run {at} of {len(self)} is not a run: {int(lengths[at])} bytes of name, seq {int(self.seqs[at])}"
