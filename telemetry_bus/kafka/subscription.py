@@ -14,8 +14,8 @@ from telemetry_bus.runtime.clock import Clock
 LOOK_SECONDS = 0.05
 """One look of the thread: a record ends it at once; closing and cancelling wait for it at most this long."""
 LOOK_RECORDS = 256
-COUNT_SECONDS = 60.0
-"""How often a reader asks whether its topics have got more partitions."""
+COUNT_SECONDS = 10.0
+"""How often a reader asks whether its topics are still there and have as many partitions: a millisecond for each."""
 COUNT_TIMEOUT_SECONDS = 1.0
 
 

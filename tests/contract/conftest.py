@@ -9,16 +9,23 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from telemetry_bus import Bus, Topic
+from telemetry_bus import Bus, Earliest, Topic
 from telemetry_bus.embedded import EmbeddedBus, TopicLimit
-from telemetry_bus.runtime.clock import Clock, SystemClock
+from telemetry_bus.federation import FederatedBus
+from telemetry_bus.kafka import KafkaBus
+from telemetry_bus.runtime.clock import Clock, ManualClock, SystemClock
+
+if TYPE_CHECKING:
+    from tests.kafka_service import KafkaService
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEEP_BYTES = 1 << 40
@@ -38,6 +45,14 @@ class BusFactory(Protocol):
         """Return a bus, to be opened with `async with`, that keeps so much of each topic."""
         ...
 
+    async def pass_time(self, clock: ManualClock) -> None:
+        """Let the bus's own clock go on, which is `clock` where the bus has no other."""
+        ...
+
+    async def trim(self, bus: Bus, clock: ManualClock) -> None:
+        """Let the bus trim some of what is beyond its bound."""
+        ...
+
 
 class EmbeddedFactory:
     """Embedded buses in one folder."""
@@ -53,11 +68,85 @@ class EmbeddedFactory:
         limits = dict.fromkeys(Topic, TopicLimit(keep_bytes, keep_seconds))
         return EmbeddedBus(self._folder, SystemClock() if clock is None else clock, limits)
 
+    async def pass_time(self, clock: ManualClock) -> None:
+        """Move the clock."""
+        clock.advance(10.0)
 
-@pytest.fixture(params=["embedded"])
+    async def trim(self, bus: Bus, clock: ManualClock) -> None:
+        """Use the bus when it is time to trim."""
+        clock.advance(6.0)
+        await bus.commit("whoever", {Topic.GPU: {0: 1}})
+
+
+class FederatedFactory(EmbeddedFactory):
+    """Federations of embedded buses, so many of them; home is in the folder itself."""
+
+    def __init__(self, folder: Path, others: int = 0) -> None:
+        super().__init__(folder)
+        self._others = [EmbeddedFactory(folder.with_name(f"region {number}")) for number in range(others)]
+        self.url = "|".join([self.url, *(other.url for other in self._others)])
+
+    def __call__(
+        self, clock: Clock | None = None, *, keep_bytes: int = KEEP_BYTES, keep_seconds: float = KEEP_SECONDS
+    ) -> Bus:
+        """Return a bus, to be opened with `async with`, of which each part keeps so much of each topic."""
+        made = SystemClock() if clock is None else clock
+        buses = [EmbeddedFactory.__call__(self, made, keep_bytes=keep_bytes, keep_seconds=keep_seconds)]
+        buses += [other(made, keep_bytes=keep_bytes, keep_seconds=keep_seconds) for other in self._others]
+        return FederatedBus(buses, made)
+
+
+class KafkaFactory:
+    """Buses under one prefix of a real Kafka."""
+
+    def __init__(self, kafka: KafkaService) -> None:
+        self._kafka = kafka
+        self._keep_bytes = KEEP_BYTES
+        self.url = kafka.url(partitions=2)
+
+    def __call__(
+        self, clock: Clock | None = None, *, keep_bytes: int = KEEP_BYTES, keep_seconds: float = KEEP_SECONDS
+    ) -> Bus:
+        """Return a bus, to be opened with `async with`. How long it keeps records is the cluster's affair."""
+        self._keep_bytes = keep_bytes
+        return KafkaBus(self.url, SystemClock() if clock is None else clock)
+
+    async def pass_time(self, clock: ManualClock) -> None:
+        """Wait until the broker's clock, which counts milliseconds, must show another one."""
+        await asyncio.sleep(0.005)
+
+    async def trim(self, bus: Bus, clock: ManualClock) -> None:
+        """Have the broker delete what is beyond the bound, as its retention does: whole records, oldest first."""
+        sizes: list[tuple[int, int]] = []
+        async with bus.subscribe([Topic.TRAIN], Earliest()) as subscription:
+            while not await subscription.caught_up():
+                sizes += [(record.offset, len(record.payload)) for record in await anext(aiter(subscription))]
+        kept, end = 0, (await bus.ends(Topic.TRAIN))[0]
+        for offset, size in reversed(sizes):
+            kept += size
+            if kept > self._keep_bytes:
+                break
+            end = offset
+        topic = f"{self.url.rpartition('/')[2]}.{Topic.TRAIN}"
+        client = AdminClient({"bootstrap.servers": self._kafka.bootstrap})
+        for future in client.delete_records([TopicPartition(topic, 0, end)]).values():
+            await asyncio.to_thread(future.result)
+
+
+def _federation_of_two(folder: Path) -> EmbeddedFactory:
+    return FederatedFactory(folder, others=1)
+
+
+@pytest.fixture(params=["embedded", "kafka", "federation of one", "federation of two"])
 def bus_factory(request: pytest.FixtureRequest, tmp_path: Path) -> BusFactory:
     """Return a fresh place of each implementation of the bus."""
-    kinds: dict[str, type[EmbeddedFactory]] = {"embedded": EmbeddedFactory}
+    if request.param == "kafka":
+        return KafkaFactory(request.getfixturevalue("kafka"))
+    kinds: dict[str, Callable[[Path], EmbeddedFactory]] = {
+        "embedded": EmbeddedFactory,
+        "federation of one": FederatedFactory,
+        "federation of two": _federation_of_two,
+    }
     return kinds[request.param](tmp_path / "bus folder")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka import Consumer as RdConsumer
 
+from telemetry_bus.errors import TopicMissing
 from telemetry_bus.kafka.driver.faults import Faults, made
 from telemetry_bus.kafka.options import Setting
 
@@ -75,11 +76,16 @@ class Consumer:
         self._consumer.resume([TopicPartition(*spot) for spot in spots])
 
     def partitions(self, topic: str, timeout_seconds: float) -> int | None:
-        """How many partitions ``topic`` has now; None where nobody answers."""
+        """How many partitions ``topic`` has now; None where nobody answers. Raises TopicMissing."""
         try:
-            return len(self._consumer.list_topics(topic, timeout_seconds).topics[topic].partitions) or None
+            found = self._consumer.list_topics(topic, timeout_seconds).topics[topic]
         except KafkaException:
             return None
+        if found.error is not None and isinstance(
+            fault := self._faults.of(found.error, "be read", topic), TopicMissing
+        ):
+            raise fault
+        return len(found.partitions) or None
 
     def close(self) -> None:
         """Stop fetching."""
