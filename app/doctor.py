@@ -24,6 +24,7 @@ from collectors.registry import SourceOptions, build_source
 from telemetry_bus import Topic, open_bus
 from telemetry_bus.embedded import EmbeddedBus, sqlite_version
 from telemetry_bus.errors import BusError
+from telemetry_bus.federation import bus_states
 from telemetry_bus.runtime.clock import Clock, SystemClock
 
 DISK_FREE_BYTES_MIN = 5 * 1024**3
@@ -121,8 +122,12 @@ async def _bus(settings: Settings, clock: Clock) -> Checked:
             topics = (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)
             ends = {topic.value: sum((await bus.ends(topic)).values()) for topic in topics}
             whole = not isinstance(bus, EmbeddedBus) or await bus.check(LOG_CHECK_SECONDS_MAX)
+            away = [f"{state.url}: {state.problem}" for state in bus_states(bus) if state.away_since is not None]
     except BusError as error:
         return Checked("bus", Verdict.FAULT, str(error), "Nothing can be published or read until the bus answers.")
+    if away:
+        remedy = "Frames of its region are not read until it answers; the other buses are."
+        return Checked("bus", Verdict.FAULT, f"away: {'; '.join(away)}", remedy)
     said = ", ".join(f"{topic} at {end}" for topic, end in ends.items())
     unseen = "" if whole else f"; no damage in what of its file was seen in {LOG_CHECK_SECONDS_MAX:g} s"
     verdict = Verdict.OK if whole else Verdict.NOTE

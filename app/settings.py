@@ -60,9 +60,11 @@ def _a_name(value: str) -> str:
 
 def _bars(value: Any) -> Any:
     """A list of URLs as one text."""
-    if isinstance(value, list) and value and all(isinstance(url, str) for url in value):
-        return SEPARATOR.join(value)
-    return value
+    if not isinstance(value, list):
+        return value
+    if not (value and all(isinstance(url, str) and "://" in url and SEPARATOR not in url for url in value)):
+        raise ValueError("expected a URL, or a list of URLs: file:///FOLDER, kafka://HOST:PORT")
+    return SEPARATOR.join(value)
 
 
 Buses = Annotated[str, BeforeValidator(_bars)]
@@ -250,8 +252,8 @@ class Settings(Strict):
     state: Path = Field(default_factory=state_folder, description="Folder for everything that is kept on this machine.")
     bus: Buses | None = Field(
         default=None,
-        description="URL of the bus; default: the embedded log in the state folder. Several (a list, or one text with | "
-        "between them) are read as one, a bus for each region, home first.",
+        description="URL of the bus; default: the embedded log in the state folder. Several (a list, or one text with "
+        "a bar between them) are read as one, a bus for each region, home first.",
     )
     node: Name = Field(
         default_factory=socket.gethostname, min_length=1, max_length=200, description="Name of this node."

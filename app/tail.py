@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from telemetry_bus import Frame, Intake, Latest, Record, Topic, open_bus
-from telemetry_bus.bus import AtTime, Start
+from telemetry_bus.bus import SEPARATOR, AtTime, Start
 from telemetry_bus.json_text import dumps
 from telemetry_bus.runtime.clock import Clock
 
@@ -32,8 +32,9 @@ async def tail(url: str, topics: tuple[Topic, ...], clock: Clock, *, since_secon
 
 
 def missing_log(url: str) -> Path | None:
-    """The file of the embedded log behind ``url`` if it is not there: who only reads must not make one."""
-    parts = urlsplit(url)
+    """The file of the embedded log behind ``url`` if it (of several, home's) is not there: who only reads must not make
+    one."""
+    parts = urlsplit(url.partition(SEPARATOR)[0].strip())
     file = Path(unquote(parts.path)) / "log.sqlite"
     return file if parts.scheme == "file" and not file.exists() else None
 

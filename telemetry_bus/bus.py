@@ -155,6 +155,10 @@ class Bus(Protocol):
         ...
 
 
+SEPARATOR = "|"
+"""Between the URLs of several buses; a comma is between the brokers of one."""
+
+
 def open_bus(url: str, clock: Clock, kafka: "KafkaOptions | None" = None) -> Bus:
     """The bus behind ``url``, to be opened with ``async with``.
 
@@ -162,8 +166,8 @@ def open_bus(url: str, clock: Clock, kafka: "KafkaOptions | None" = None) -> Bus
     says. Several of them, home first, with ``|`` between, are read as one (:mod:`telemetry_bus.federation`). Raises
     :class:`UnknownBus`.
     """
-    if "|" in url:
-        from telemetry_bus.federation import SEPARATOR, FederatedBus  # noqa: PLC0415  it is made of buses
+    if SEPARATOR in url:
+        from telemetry_bus.federation import FederatedBus  # noqa: PLC0415  it is made of buses
 
         return FederatedBus([open_bus(one.strip(), clock, kafka) for one in url.split(SEPARATOR)], clock)
     if url.startswith("kafka:"):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from telemetry_bus.bus import WHOLE, Bus, Positions, Slice, Start
+from telemetry_bus.bus import SEPARATOR, WHOLE, Bus, Positions, Slice, Start
 from telemetry_bus.errors import BusClosed, BusError, RepeatedBus
 from telemetry_bus.federation_reading import (
     ANSWER_SECONDS_MAX,
@@ -25,9 +25,6 @@ from telemetry_bus.federation_reading import (
 )
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
-
-SEPARATOR = "|"
-"""Between the URLs of several buses; a comma is between the brokers of one."""
 
 
 @dataclass(frozen=True, slots=True)

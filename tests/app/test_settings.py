@@ -272,6 +272,28 @@ def test_every_option_is_a_key_and_a_variable(tmp_path: Path, option: str) -> No
         assert key not in str(healed).replace("usd_per_gpu_hour", "").replace(config, "")
 
 
+@pytest.mark.parametrize(
+    ("text", "environment"),
+    [('bus = ["kafka://a:1,b:2", "file:///x"]', {}), ("", {"NANTUCKET_BUS": "kafka://a:1,b:2|file:///x"})],
+    ids=["file", "environment"],
+)
+def test_several_buses_are_a_list_or_one_text_with_bars(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, environment: dict[str, str]
+) -> None:
+    """A bus for each region, home first: a comma stays what is between the brokers of one."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert load(written(tmp_path, text), {}).bus_url == "kafka://a:1,b:2|file:///x"
+
+
+@pytest.mark.parametrize("value", ["[]", "['wrong']", "[7]", "['file:///a|file:///b']"])
+def test_a_list_of_buses_has_urls_in_it(tmp_path: Path, value: str) -> None:
+    """What is no URL is refused with what is expected."""
+    (line,) = refusal(tmp_path, f"bus = {value}")
+    assert line.startswith("bus: found")
+    assert "expected a URL, or a list of URLs" in line
+
+
 def test_the_page_about_the_configuration_says_what_the_code_says() -> None:
     """`make docs` writes docs/configuration.md from the model; every key is in it, with a meaning."""
     assert (REPOSITORY / "docs" / "configuration.md").read_text() == configuration_page()
