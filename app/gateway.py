@@ -4,7 +4,7 @@ import asyncio
 
 from app.roles import pager_of
 from app.settings import Settings, secret, secret_of
-from app.telemetry import gateway_metrics, pager_metrics
+from app.telemetry import gateway_metrics, ingest_metrics, pager_metrics
 from app.wiring import Wiring
 from collectors.credentials import JobCredentials
 from telemetry_bus.gateway import Gateway, GatewayOptions, LinkServer, ListenOptions, MergeOptions, Pager
@@ -24,6 +24,7 @@ async def gateway_role(wiring: Wiring) -> None:
     wiring.gauges.add(lambda: gateway_metrics(gateway))
     if settings.gateway.http_port is not None:
         ingest = await _ingest(settings, gateway, wiring.clock)
+        wiring.gauges.add(lambda: ingest_metrics(ingest))
         app = make_gateway_app(gateway, token=listen.token, routers=[ingest_router(ingest)])
         http = serve_gateway_app(app, _listening(settings, settings.gateway.http_port))
         wiring.said["gateway_http"] = await wiring.stack.enter_async_context(http)

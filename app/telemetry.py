@@ -14,6 +14,7 @@ from collectors.upward import Upward
 from detectors.agents import AgentStats
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.gateway import Gateway
+from telemetry_bus.gateway.ingest import Ingest
 
 Read = Callable[[], Iterable[Metric]]
 
@@ -128,6 +129,22 @@ def gateway_metrics(gateway: Gateway) -> Iterable[Metric]:
     yield _gauge("gateway_links", "Connections now.", counted.links_now)
     yield _gauge("gateway_in_flight_bytes", "Bytes under way to the bus.", gateway.room.used)
     yield _gauge("gateway_backlog_senders", "Links that are sending their backlog.", gateway.grants.sending)
+
+
+def ingest_metrics(ingest: Ingest) -> Iterable[Metric]:
+    """What a gateway counts of training rows as JSON, remote write and OTLP."""
+    counted = ingest.counters
+    requests = CounterMetricFamily(
+        "nantucket_ingest_requests", "Requests, by entry and status of the answer.", labels=("path", "status")
+    )
+    for (path, status), count in sorted(counted.requests.items()):
+        requests.add_metric([path, str(status)], count)
+    yield requests
+    yield _counter("ingest_train_rows", "Rows that came as JSON and are durable.", counted.train_rows)
+    yield _counter("ingest_samples", "Samples that are durable in some row.", counted.samples)
+    yield _counter("ingest_absent", "Samples that said that there is no value.", counted.absent)
+    yield _counter("ingest_unmapped", "Samples that have no place here.", ("reason", counted.unmapped))
+    yield _gauge("ingest_held_bytes", "Bytes of bodies and rows under way.", ingest.room.used)
 
 
 def collector_metrics(agent: NodeAgent) -> Iterable[Metric]:

@@ -5,9 +5,9 @@ Everything is refused or durable as a whole. A body is unpacked and read in a th
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from google.protobuf import json_format
@@ -35,17 +35,54 @@ UNAVAILABLE_SECONDS = 1
 """A bus that comes back is found within seconds; senders double the wait by themselves."""
 _WRITTEN = "X-Prometheus-Remote-Write-{}-Written"
 
+ANSWERS: dict[int | str, str] = {
+    401: "no token",
+    403: "not the token of this job, or of this gateway",
+    408: "the body did not come in time",
+    413: "more bytes, rows or samples than a request may have",
+    415: "a content type or encoding that is not read here",
+    422: "rows that cannot be taken: `errors` names row and field",
+    429: "full: Retry-After says when to come again",
+    503: "the bus is away: Retry-After says when to come again",
+}
+
 T = TypeVar("T")
-Answer = Callable[[Request], Awaitable[Response]]
 
 
 def ingest_router(ingest: Ingest) -> APIRouter:
     """The routes, for the gateway's application."""
-    router = APIRouter()
+    router = APIRouter(tags=["ingest"])
     train, metrics = Train(ingest), Metrics(ingest)
-    router.add_api_route("/v1/train", train.post, methods=["POST"], response_model=None)
-    router.add_api_route("/v1/metrics", metrics.post, methods=["POST"], response_model=None)
+    told: dict[int | str, dict[str, Any]] = {status: {"description": text} for status, text in ANSWERS.items()}
+    router.add_api_route(
+        "/v1/train",
+        train.post,
+        methods=["POST"],
+        summary="Training rows as JSON",
+        description="Rows of one job, with its token. Answered when they are durable.",
+        responses={200: {"description": '`{"accepted": ROWS, "durable": true}`'}, **told},
+        openapi_extra=_body_of(*sorted(train_json.JSON_TYPES | train_json.LINES_TYPES)),
+    )
+    router.add_api_route(
+        "/v1/metrics",
+        metrics.post,
+        methods=["POST"],
+        summary="Prometheus remote write and OTLP metrics",
+        description="Samples of a site's scraper or of a job. Answered when they are durable.",
+        responses={
+            200: {"description": "OTLP: durable; `partial_success` says what has no place here"},
+            204: {"description": "remote write: durable; headers say how much was written"},
+            400: {"description": "not a message of its protocol"},
+            **told,
+        },
+        openapi_extra=_body_of(PROTOBUF, JSON),
+    )
     return router
+
+
+def _body_of(*content_types: str) -> dict[str, Any]:
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {"requestBody": {"required": True, "content": dict.fromkeys(content_types, schema)}}
 
 
 class _Entry:
