@@ -448,6 +448,20 @@ def bench_pipeline(
     _run(bench_pipeline_command(options, as_json=as_json))
 
 
+@bench.command("spool")
+def bench_spool(
+    outage: Annotated[float, typer.Option(min=10, max=14_400, callback=_finite, help="Seconds without a bus.")] = 600.0,
+    nodes: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Instead: so many nodes return together after four compressed hours.")
+    ] = 0,
+    as_json: Json = False,
+) -> None:
+    """A bus is taken away and put back: what arrives, how fast, and who was paged."""
+    from app.bench.spool import SpoolOptions, bench_spool_command
+
+    _run(bench_spool_command(SpoolOptions(outage, nodes), as_json=as_json))
+
+
 def main() -> None:
     """Parse, run, and turn what went wrong into an exit status and a message."""
     logging.basicConfig(
