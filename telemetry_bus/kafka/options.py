@@ -91,6 +91,7 @@ def connection(servers: tuple[str, ...], options: KafkaOptions) -> dict[str, Set
         "reconnect.backoff.ms": 50,
         "reconnect.backoff.max.ms": 1000,  # a broker that comes back is found within a second
         "topic.metadata.propagation.max.ms": 2000,  # a topic that is deleted is missed after two seconds, not thirty
+        "log_level": 2,  # what goes wrong reaches the caller as an error, with its reason: not a line for each attempt
         "log.connection.close": False,
         "enable.metrics.push": False,
     }

@@ -10,6 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec  # type: ignore[attr-defined] # documented
 from confluent_kafka.admin import NewTopic as RdNewTopic  # type: ignore[attr-defined] # the same
 
+from telemetry_bus.errors import BusUnavailable
 from telemetry_bus.kafka.driver.consumer import Spot
 from telemetry_bus.kafka.driver.faults import Faults, made
 from telemetry_bus.kafka.options import Setting
@@ -145,7 +146,21 @@ class Administrator:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise self._fault(error.args[0], f"make the topic {topic}") from None
             made_now[topic] = future.exception() is None
+        self._wait_for(list(made_now))
         return made_now
+
+    def _wait_for(self, topics: Sequence[str]) -> None:
+        """Wait until topics that were just made can be used: brokers hear of them one after the other."""
+        deadline = time.monotonic() + CREATE_SECONDS
+        while True:
+            try:
+                counts = self.partitions(topics)
+                self.ends((topic, partition) for topic, count in counts.items() for partition in range(count))
+                return
+            except BusUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(LEADER_WAIT_SECONDS)
 
     def _answer(self, future: "Future[Any]", action: str, topic: str | None = None) -> Any:
         try:
