@@ -64,19 +64,18 @@ class LinkServer:
         context = None
         if options.cert is not None:
             context = await asyncio.to_thread(server_context, options.cert, options.key, options.client_ca)
-        async with AsyncExitStack() as stack:
-            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            try:
-                server = await asyncio.get_running_loop().create_server(
-                    lambda: ServerLink(self), options.host, options.port, ssl=context, backlog=BACKLOG,
-                    ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS_MAX,
-                )  # fmt: skip
-            except OSError as error:
-                raise CannotListen(options.host, options.port, error) from error
-            stack.callback(self._tasks.create_task(self._look_after()).cancel)
-            stack.push_async_callback(self._close, server)
-            self.port = server.sockets[0].getsockname()[1]
-            self._stack = stack.pop_all()
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                lambda: ServerLink(self), options.host, options.port, ssl=context, backlog=BACKLOG,
+                ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS_MAX, start_serving=False,
+            )  # fmt: skip
+        except OSError as error:
+            raise CannotListen(options.host, options.port, error) from error
+        self._tasks = await self._stack.enter_async_context(asyncio.TaskGroup())
+        self._stack.callback(self._tasks.create_task(self._look_after()).cancel)
+        self._stack.push_async_callback(self._close, server)
+        self.port = server.sockets[0].getsockname()[1]
+        await server.start_serving()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
