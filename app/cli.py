@@ -33,7 +33,9 @@ app = typer.Typer(
 alerts = typer.Typer(help="Receivers of pages.", no_args_is_help=True, rich_markup_mode=None)
 job = typer.Typer(help="Jobs and their credentials.", no_args_is_help=True, rich_markup_mode=None)
 bench = typer.Typer(help="Measure, beside a peer where there is one.", no_args_is_help=True, rich_markup_mode=None)
+buses = typer.Typer(help="The bus itself.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(alerts, name="alerts")
+app.add_typer(buses, name="bus")
 app.add_typer(job, name="job")
 app.add_typer(bench, name="bench")
 
@@ -361,11 +363,7 @@ def tail(
     from app.tail import tail as run
 
     topics = (topic,) if topic is not None else (*TELEMETRY, Topic.FINDINGS)
-    _run(
-        run(
-            _settings(config, state=state, bus=bus).bus_url, topics, SystemClock(), since_seconds=since, as_json=as_json
-        )
-    )
+    _run(run(_settings(config, state=state, bus=bus), topics, SystemClock(), since_seconds=since, as_json=as_json))
 
 
 @app.command()
@@ -402,6 +400,40 @@ def job_token(
 
     settings = _settings(config, state=state)
     print(make(secret_of(settings.state), checked_job(name)))
+
+
+@buses.command("init")
+def init_bus(
+    partitions: Annotated[
+        str | None,
+        typer.Option(
+            "--partitions",
+            metavar="N",
+            envvar="NANTUCKET_KAFKA__PARTITIONS",
+            help="Partitions of each telemetry topic. Default: 32, or as many as there are.",
+        ),
+    ] = None,
+    replication: Annotated[
+        str | None,
+        typer.Option(
+            "--replication",
+            metavar="N",
+            envvar="NANTUCKET_KAFKA__REPLICATION",
+            help="Copies of each record. Default: 3, or the number of brokers if there are fewer.",
+        ),
+    ] = None,
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    as_json: Json = False,
+) -> None:
+    """Make the topics of a Kafka-protocol cluster; what is there already is checked and left as it is."""
+    from app.bus_init import bus_init
+
+    settings = _settings(
+        config, state=state, bus=bus, kafka__partitions=partitions, kafka__replication=replication
+    )  # fmt: skip
+    _run(bus_init(settings, as_json=as_json))
 
 
 @bench.command("page")

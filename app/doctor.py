@@ -118,7 +118,7 @@ async def _bus(settings: Settings, clock: Clock) -> Checked:
         remedy = "Mend the URL of the bus; if it is right, the first role that starts makes the log."
         return Checked("bus", Verdict.FAULT, f"{missing} is not there", remedy)
     try:
-        async with open_bus(settings.bus_url, clock) as bus:
+        async with open_bus(settings.bus_url, clock, settings.kafka.options) as bus:
             topics = (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)
             ends = {topic.value: sum((await bus.ends(topic)).values()) for topic in topics}
             whole = not isinstance(bus, EmbeddedBus) or await bus.check(LOG_CHECK_SECONDS_MAX)
@@ -131,7 +131,11 @@ async def _bus(settings: Settings, clock: Clock) -> Checked:
     said = ", ".join(f"{topic} at {end}" for topic, end in ends.items())
     unseen = "" if whole else f"; no damage in what of its file was seen in {LOG_CHECK_SECONDS_MAX:g} s"
     verdict = Verdict.OK if whole else Verdict.NOTE
-    return Checked("bus", verdict, f"{settings.bus_url} (SQLite {sqlite_version()}); {said}{unseen}")
+    return Checked("bus", verdict, f"{settings.bus_url}{_carried_by(settings.bus_url)}; {said}{unseen}")
+
+
+def _carried_by(url: str) -> str:
+    return f" (SQLite {sqlite_version()})" if "file:" in url else ""
 
 
 async def _store(settings: Settings, _clock: Clock) -> Checked:

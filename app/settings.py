@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from telemetry_bus.bus import SEPARATOR, Slice
+from telemetry_bus.kafka_options import KafkaOptions
 from telemetry_bus.runtime.secret import Secret
 
 
@@ -236,11 +237,66 @@ class LinkSettings(Strict):
     key: Path | None = Field(default=None, description="Its key (PEM); default: in the certificate's file.")
 
 
+class KafkaSettings(Strict):
+    """How a Kafka-protocol cluster is spoken to (docs/kafka.md); its address is in ``bus``."""
+
+    security_protocol: Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"] = Field(
+        default="plaintext", description="Whether connections are encrypted, and whether a user logs in."
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="How the user logs in."
+    )
+    username: str | None = Field(default=None, description="The user.")
+    password: SecretStr | None = Field(default=None, min_length=1, description="The user's password.")
+    ca: Path | None = Field(
+        default=None, description="Authority (PEM) of the brokers' certificates; default: what this machine trusts."
+    )
+    cert: Path | None = Field(default=None, description="Our certificate (PEM), for mutual TLS.")
+    key: Path | None = Field(default=None, description="Its key (PEM).")
+    profile: Literal["default", "warpstream"] = Field(
+        default="default", description="Batching and timeouts for brokers with disks, or for WarpStream's object store."
+    )
+    zone: Name | None = Field(
+        default=None, max_length=200, description="Zone of this machine: brokers of the same zone are preferred."
+    )
+    produce_timeout_seconds: Number | None = Field(
+        default=None,
+        ge=0.5,
+        le=300,
+        description="How long a call may take before the bus is away; default: the profile's, 5 or 20.",
+    )
+    partitions: Whole | None = Field(
+        default=None, ge=1, le=10_000, description="Of each telemetry topic that `bus init` makes; default: 32."
+    )
+    replication: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="Copies of each record in topics that `bus init` makes; default: 3, or the number of brokers.",
+    )
+
+    @property
+    def options(self) -> KafkaOptions:
+        """What the bus wants to know."""
+        return KafkaOptions(
+            self.security_protocol,
+            self.sasl_mechanism,
+            self.username,
+            secret(self.password),
+            self.ca,
+            self.cert,
+            self.key,
+            self.profile,
+            self.zone,
+            self.produce_timeout_seconds,
+        )
+
+
 PREFIX = "NANTUCKET_"
 SLICES_MAX = 1_024
 """More slices than partitions read nothing."""
 SECRET_BYTES = 32
-SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url", "gateway.token", "link.token"})
+SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url", "gateway.token", "link.token", "kafka.password"})
 """Keys whose value a message never shows; all below ``receivers`` besides."""
 FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
 """Variables with our prefix that are not keys: the SDK's, and the path of the file itself."""
@@ -270,6 +326,7 @@ class Settings(Strict):
     alert: AlertSettings = AlertSettings()
     gateway: GatewaySettings = GatewaySettings()
     link: LinkSettings = LinkSettings()
+    kafka: KafkaSettings = KafkaSettings()
     receivers: dict[str, ReceiverSettings] = Field(default_factory=dict, description="Receivers of pages, by name.")
 
     @property

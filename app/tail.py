@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from app.settings import Settings
 from telemetry_bus import Frame, Intake, Latest, Record, Topic, open_bus
 from telemetry_bus.bus import SEPARATOR, AtTime, Start
 from telemetry_bus.json_text import dumps
@@ -15,15 +16,21 @@ from telemetry_bus.runtime.clock import Clock
 ROW_COLUMNS_HIDDEN = frozenset({"payload", "detail"})
 
 
-async def tail(url: str, topics: tuple[Topic, ...], clock: Clock, *, since_seconds: float | None, as_json: bool) -> int:
+async def tail(
+    settings: Settings, topics: tuple[Topic, ...], clock: Clock, *, since_seconds: float | None, as_json: bool
+) -> int:
     """Print what comes on ``topics`` until interrupted, from ``since_seconds`` ago on; 1 if there is no log."""
+    url = settings.bus_url
     if (missing := missing_log(url)) is not None:
         remedy = "Start nantucket up, or name another with --bus or --state."
         print(f"{missing} is not there: expected a log. {remedy}", file=sys.stderr)
         return 1
     start: Start = Latest() if since_seconds is None else AtTime(clock.now() - since_seconds)
     intake = Intake()
-    async with open_bus(url, clock) as bus, bus.subscribe(topics, start) as subscription:
+    async with (
+        open_bus(url, clock, settings.kafka.options) as bus,
+        bus.subscribe(topics, start) as subscription,
+    ):
         async for records in subscription:
             for record in records:
                 _print(intake, record, as_json=as_json)

@@ -55,7 +55,7 @@ async def _way_up(settings: Settings, clock: Clock, stack: contextlib.AsyncExitS
     url = settings.bus_url
     if is_gateway(url):
         return None, await stack.enter_async_context(open_outlet(url, clock, link_options(settings)))
-    bus = await stack.enter_async_context(open_bus(url, clock))
+    bus = await stack.enter_async_context(open_bus(url, clock, settings.kafka.options))
     return bus, BusOutlet(bus, is_open=True)
 
 

@@ -10,15 +10,13 @@ said by a :class:`Slice`, a fixed set of partitions.
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 from urllib.parse import unquote, urlsplit
 
 from telemetry_bus.errors import UnknownBus
+from telemetry_bus.kafka_options import KafkaOptions
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
-
-if TYPE_CHECKING:
-    from telemetry_bus.kafka.options import KafkaOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,7 @@ SEPARATOR = "|"
 """Between the URLs of several buses; a comma is between the brokers of one."""
 
 
-def open_bus(url: str, clock: Clock, kafka: "KafkaOptions | None" = None) -> Bus:
+def open_bus(url: str, clock: Clock, kafka: KafkaOptions | None = None) -> Bus:
     """The bus behind ``url``, to be opened with ``async with``.
 
     ``file:///FOLDER`` is the embedded log, ``kafka://HOST:PORT,.../PREFIX`` a cluster that is spoken to as ``kafka``

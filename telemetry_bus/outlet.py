@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from telemetry_bus.bus import Bus, open_bus
 from telemetry_bus.errors import FrameFault, FrameRefused, InvalidPayload
+from telemetry_bus.kafka_options import KafkaOptions
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
@@ -49,6 +50,8 @@ class OutletOptions:
     key: Path | None = None
     """Our own certificate and its key, where the gateway asks for one (mutual TLS)."""
     timeout_seconds: float = TIMEOUT_SECONDS
+    kafka: KafkaOptions | None = None
+    """How a cluster is spoken to, where frames go to a bus on one."""
 
 
 class Outlet(Protocol):
@@ -134,7 +137,7 @@ def open_outlet(url: str, clock: Clock, options: OutletOptions | None = None) ->
     cannot be read. Raises :class:`~telemetry_bus.errors.UnknownBus`.
     """
     if not is_gateway(url):
-        return BusOutlet(open_bus(url, clock))
+        return BusOutlet(open_bus(url, clock, None if options is None else options.kafka))
     from telemetry_bus.gateway.link import GatewayOutlet  # noqa: PLC0415  who speaks to a bus need not load the link
 
     return GatewayOutlet(url, clock, options or OutletOptions())

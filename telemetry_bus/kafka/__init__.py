@@ -5,6 +5,6 @@ Partitions are assigned by hand. There is no consumer group, nothing that rebala
 
 from telemetry_bus.kafka.bus import KafkaBus
 from telemetry_bus.kafka.create import TopicReport, create_topics
-from telemetry_bus.kafka.options import KafkaOptions
+from telemetry_bus.kafka_options import KafkaOptions
 
 __all__ = ["KafkaBus", "KafkaOptions", "TopicReport", "create_topics"]

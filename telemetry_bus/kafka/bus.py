@@ -10,14 +10,14 @@ from typing import Self, TypeVar
 from telemetry_bus.bus import WHOLE, AtOffset, AtTime, Earliest, Latest, Positions, Slice, Start
 from telemetry_bus.errors import BusClosed, BusUnavailable, InvalidPayload
 from telemetry_bus.frames import FRAME_BYTES_MAX
-from telemetry_bus.kafka import options as settings
 from telemetry_bus.kafka import positions as kept
+from telemetry_bus.kafka import settings
 from telemetry_bus.kafka.address import POSITIONS, parse
 from telemetry_bus.kafka.driver import END, START, Administrator, Consumer, Faults, Spot
-from telemetry_bus.kafka.options import KafkaOptions
 from telemetry_bus.kafka.order import Lane, TimeOrder
 from telemetry_bus.kafka.publisher import Publisher
 from telemetry_bus.kafka.subscription import KafkaSubscription
+from telemetry_bus.kafka_options import KafkaOptions
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from telemetry_bus.errors import TopicMismatch
-from telemetry_bus.kafka import options as settings
+from telemetry_bus.kafka import settings
 from telemetry_bus.kafka.address import POSITIONS, Address, parse
 from telemetry_bus.kafka.driver import Administrator, Faults, NewTopic, TopicConfig
-from telemetry_bus.kafka.options import MESSAGE_BYTES_MAX, KafkaOptions
+from telemetry_bus.kafka.settings import MESSAGE_BYTES_MAX
+from telemetry_bus.kafka_options import KafkaOptions
 from telemetry_bus.topics import TELEMETRY, Topic
 
 PARTITIONS = 32

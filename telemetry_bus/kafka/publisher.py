@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from telemetry_bus.errors import BusError, BusUnavailable
 from telemetry_bus.kafka.driver import Faults, Producer, ProducerFailed
-from telemetry_bus.kafka.options import SEND_QUEUE_BYTES_MAX, Setting
+from telemetry_bus.kafka.settings import SEND_QUEUE_BYTES_MAX, Setting
 from telemetry_bus.runtime.clock import Clock
 
 COUNT_SECONDS = 60.0

@@ -13,7 +13,7 @@ from confluent_kafka.admin import NewTopic as RdNewTopic  # type: ignore[attr-de
 from telemetry_bus.errors import BusUnavailable
 from telemetry_bus.kafka.driver.consumer import Spot
 from telemetry_bus.kafka.driver.faults import Faults, made
-from telemetry_bus.kafka.options import Setting
+from telemetry_bus.kafka.settings import Setting
 
 CREATE_SECONDS = 30.0
 """Making a topic of many partitions takes a controller some seconds."""

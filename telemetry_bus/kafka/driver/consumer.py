@@ -8,7 +8,7 @@ from confluent_kafka import Consumer as RdConsumer
 
 from telemetry_bus.errors import TopicMissing
 from telemetry_bus.kafka.driver.faults import Faults, made
-from telemetry_bus.kafka.options import Setting
+from telemetry_bus.kafka.settings import Setting
 
 START, END = OFFSET_BEGINNING, OFFSET_END
 """Offsets that the cluster fills in when reading begins."""

@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import KafkaError, KafkaException
 
 from telemetry_bus.errors import BusUnavailable, TopicMissing, UnusableCredentials
-from telemetry_bus.kafka.options import Setting
+from telemetry_bus.kafka.settings import Setting
 
 _log = logging.getLogger(__name__)
 

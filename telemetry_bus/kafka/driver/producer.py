@@ -9,7 +9,7 @@ from confluent_kafka import Producer as RdProducer
 
 from telemetry_bus.errors import BusError, BusUnavailable, InvalidPayload
 from telemetry_bus.kafka.driver.faults import Faults, made
-from telemetry_bus.kafka.options import Setting
+from telemetry_bus.kafka.settings import Setting
 
 POLL_SECONDS = 0.05
 """How long the thread of a producer that is closed may take to notice."""

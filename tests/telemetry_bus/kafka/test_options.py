@@ -10,7 +10,7 @@ from telemetry_bus import BusUnavailable
 from telemetry_bus.errors import UnusableCredentials
 from telemetry_bus.kafka import KafkaOptions
 from telemetry_bus.kafka.driver import Faults, Producer
-from telemetry_bus.kafka.options import connection, consumer, producer
+from telemetry_bus.kafka.settings import connection, consumer, producer
 from telemetry_bus.runtime.secret import Secret
 
 SERVERS = ("a:9092", "b:9092")

@@ -11,7 +11,7 @@ import pytest
 from app.bench.kafka_broker import KafkaBroker, free_port
 from telemetry_bus import AtOffset, BusUnavailable, Earliest, Topic
 from telemetry_bus.kafka import KafkaBus, KafkaOptions, create_topics
-from telemetry_bus.kafka.options import SEND_QUEUE_BYTES_MAX
+from telemetry_bus.kafka.settings import SEND_QUEUE_BYTES_MAX
 from telemetry_bus.runtime.clock import SystemClock
 from tests.telemetry_bus.kafka.reading import WAIT_SECONDS, everything
 

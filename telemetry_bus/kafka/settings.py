@@ -1,19 +1,14 @@
-"""How a Kafka-protocol cluster is spoken to, and what that means in the driver's own words.
+"""How a cluster is spoken to, in the driver's own words.
 
 What each value is for, and which cluster wants which, stands in docs/kafka.md.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from telemetry_bus.frames import FRAME_BYTES_MAX
-from telemetry_bus.runtime.secret import Secret
+from telemetry_bus.kafka_options import KafkaOptions, ProfileName
 
-SecurityProtocol = Literal["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"]
-SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-ProfileName = Literal["default", "warpstream"]
 Setting = str | int | bool
 
 MESSAGE_BYTES_MAX = FRAME_BYTES_MAX + 64 * 1024
@@ -30,7 +25,6 @@ READ_AHEAD_KIB = 16 * 1024
 class Profile:
     """What a kind of cluster wants of its clients."""
 
-    produce_timeout_seconds: float
     linger_ms: int
     idempotent: bool
     producer: Mapping[str, Setting]
@@ -38,10 +32,8 @@ class Profile:
 
 
 PROFILES: Mapping[ProfileName, Profile] = {
-    "default": Profile(5.0, 1, True, {}, {}),
+    "default": Profile(1, True, {}, {}),
     "warpstream": Profile(
-        # Object storage takes 0.4 s at p99 for a file, and an agent that goes away costs a retry: 20 s hold many.
-        produce_timeout_seconds=20.0,
         linger_ms=100,
         # An idempotent producer has one request a partition under way, at 0.4 s each. Repetition is dropped by the
         # ledger, which sees every frame's source and number.
@@ -55,29 +47,6 @@ PROFILES: Mapping[ProfileName, Profile] = {
         consumer={"fetch.max.bytes": 52_428_800, "topic.metadata.refresh.interval.ms": 60_000},
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class KafkaOptions:
-    """Everything but the address. ``produce_timeout_seconds`` of None is the profile's."""
-
-    security_protocol: SecurityProtocol = "plaintext"
-    sasl_mechanism: SaslMechanism = "SCRAM-SHA-512"
-    username: str | None = None
-    password: Secret[str] | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    profile: ProfileName = "default"
-    zone: str | None = None
-    produce_timeout_seconds: float | None = None
-
-    @property
-    def timeout_seconds(self) -> float:
-        """How long a call may take before the bus is said to be away."""
-        if self.produce_timeout_seconds is not None:
-            return self.produce_timeout_seconds
-        return PROFILES[self.profile].produce_timeout_seconds
 
 
 def connection(servers: tuple[str, ...], options: KafkaOptions) -> dict[str, Setting]:
