@@ -14,6 +14,7 @@ from telemetry_bus.findings import FindingKind
 
 SENTENCES: Mapping[FindingKind, str] = {
     FindingKind.SILENT_SOURCE: "{who} sends no frames",
+    FindingKind.SILENT_REGION: "region {who} is cut off",
     FindingKind.MISSING_FRAMES: "frames of {who} are missing",
     FindingKind.LAG: "{who} is read too late",
     FindingKind.CLOCK_OFFSET: "the clock of {who} is wrong",

@@ -10,6 +10,7 @@ from detectors.missing_frames import MissingFrames
 from detectors.nonfinite import NonFinite
 from detectors.refused_frames import RefusedFrames
 from detectors.registry import DETECTORS, default_detectors, detector_config, run_detectors
+from detectors.silent_region import SilentRegion
 from detectors.silent_source import SilentSource
 from detectors.stall import Stall
 
@@ -27,6 +28,7 @@ __all__ = [
     "NonFinite",
     "ReaderHealth",
     "RefusedFrames",
+    "SilentRegion",
     "SilentSource",
     "Stall",
     "UnknownDetector",

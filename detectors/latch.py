@@ -56,6 +56,10 @@ class Latch:
             self._raised.discard(name)
         return self._raise(now, apart), self._take_back(set(well))
 
+    def is_raised(self, name: str) -> bool:
+        """Whether ``name`` was said to be bad and has not been taken back."""
+        return name in self._raised
+
     def adopt(self, group: Group, now: float) -> bool:
         """Take up what was said before a restart: it is neither said again nor forgotten. Whether it is news here.
 

@@ -11,6 +11,7 @@ from detectors.loss_spike import LossSpike
 from detectors.missing_frames import MissingFrames
 from detectors.nonfinite import NonFinite
 from detectors.refused_frames import RefusedFrames
+from detectors.silent_region import SilentRegion
 from detectors.silent_source import SilentSource
 from detectors.stall import Stall
 
@@ -20,6 +21,7 @@ DETECTORS: dict[str, type[DetectorConfig]] = {
     "stall": Stall,
     "busy_without_rows": BusyWithoutRows,
     "silent_source": SilentSource,
+    "silent_region": SilentRegion,
     "missing_frames": MissingFrames,
     "lag": Lag,
     "clock_offset": ClockOffset,

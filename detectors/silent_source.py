@@ -18,6 +18,9 @@ from telemetry_bus.schemas import Severity
 from telemetry_bus.source_table import LastSeen
 from telemetry_bus.topics import Topic
 
+REGION_SECONDS = 5.0
+"""A region whose newest frame is older is waited for: a second later it sends again, or it is silent as a whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class SilentSource:
@@ -64,7 +67,16 @@ class SilentSourceDetector:
         if health.watching_since > oldest:
             return ()  # Nobody watched: what was silent before may be so still, and nothing is taken back.
         silent = [name for name in _unseen_since(health.last_seen, oldest) if name.endswith(self.config.suffixes)]
+        silent = self._without_regions(now, silent, health)
         return self._say(now, silent + self._unseen.still(now, health.last_seen), health)
+
+    def _without_regions(self, now: float, silent: list[str], health: ReaderHealth) -> list[str]:
+        """Leave out the sources of a region that is silent, or about to be: that is one trouble (silent_region). What
+        was said before stays said."""
+        quiet = {name for name, seen in health.regions.items() if seen < now - REGION_SECONDS}
+        if not quiet:
+            return silent
+        return [name for name in silent if self._latch.is_raised(name) or health.region_of.get(name) not in quiet]
 
     def _say(self, now: float, silent: Iterable[str], health: ReaderHealth) -> list[Finding]:
         raised, over = self._latch.update(now, silent, health.simulated)

@@ -27,6 +27,8 @@ class FindingKind(StrEnum):
     """A job takes no step any more."""
     SILENT_SOURCE = "silent_source"
     """A collector that has sent before sends no frames."""
+    SILENT_REGION = "silent_region"
+    """No frame of a region comes any more: it is cut off."""
     MISSING_FRAMES = "missing_frames"
     """Frames of a source were made but have not arrived."""
     LAG = "lag"

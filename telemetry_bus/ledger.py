@@ -220,6 +220,8 @@ class SourceLedger:
         """The bus's clock was set back to ``now``: what was seen or missed later than that was so now."""
         np.minimum(self._boots["seen"], now, out=self._boots["seen"])
         np.minimum(self.sources.rows["seen"], now, out=self.sources.rows["seen"])
+        for region, seen in self.sources.region_seen.items():
+            self.sources.region_seen[region] = min(seen, now)
         for ranges in (*self._holes.values(), *self._unread.values()):
             ranges.not_after(now)
 

@@ -99,6 +99,8 @@ def health(seed: int, now: float) -> ReaderHealth:
         lost=int(now - START) // 200,
         clock_offsets={source: chance.choice([80.0, -3e8]) for source in sources if chance.random() < 0.3},
         refused={"checksum": min(1, int(now - START) // 50), "too_short": 0},
+        regions={region: now - chance.choice([0.0, 0.0, 100.0]) for region in ("eu-1", "us-2")},
+        region_of={source: "eu-1" for source in sources[:10] if chance.random() < 0.9},
     )
 
 
@@ -346,6 +348,7 @@ class Life:
             holes={"node-1/gpu": Holes(3, now - 60.0)} if bad and at < 700 else {},
             clock_offsets={"node-1/gpu": 80.0} if bad else {},
             refused={"checksum": self._refused},
+            regions={"eu-1": now - 100.0 if bad and name == "silent_region" else now},
             watching_since=self._begin,
         )
         return found + list(self.detector.tick(now, health))

@@ -4,7 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from detectors import BusyWithoutRows, ClockOffset, Holes, Lag, MissingFrames, ReaderHealth, RefusedFrames, SilentSource
+from detectors import (
+    BusyWithoutRows,
+    ClockOffset,
+    Holes,
+    Lag,
+    MissingFrames,
+    ReaderHealth,
+    RefusedFrames,
+    SilentRegion,
+    SilentSource,
+)
 from detectors.latch import Group, Latch
 from detectors.watching import NAMES_SAID, group_of, place_of
 from telemetry_bus.findings import Finding
@@ -29,6 +39,55 @@ def test_a_rack_that_falls_silent_at_once_is_one_finding() -> None:
     (found,) = ticks(SilentSource().build(), 0, 60, health)
     assert found.evidence["count"] == 40
     assert found.node is None
+
+
+def region(count: int, seen: float, name: str = "eu-1") -> ReaderHealth:
+    """A region with so many collectors that were all last seen at one time, beside one that sends."""
+    sources = [f"{name}-{number}/gpu" for number in range(count)]
+    return ReaderHealth(
+        last_seen=dict.fromkeys(sources, seen),
+        regions={name: seen, "us-2": START + 100_000.0},
+        region_of=dict.fromkeys(sources, name),
+    )
+
+
+@pytest.mark.parametrize(("count", "severity"), [(8, Severity.WARNING), (9, Severity.CRITICAL)])
+def test_a_region_that_is_cut_off_is_one_finding_with_the_time_of_its_last_frame(
+    count: int, severity: Severity
+) -> None:
+    """A fleet's region pages, a workstation's is a ticket; it is over with its next frame."""
+    detector = SilentRegion().build()
+    (found,) = ticks(detector, 1, 60, region(count, START))
+    assert (found.region, found.severity, found.time) == ("eu-1", severity, START + 16)
+    assert found.title == "region eu-1 is cut off: no frame since 2023-11-14T22:13:20Z"
+    assert (found.evidence["last_frame"], found.evidence["sources"]) == (START, count)
+    (over,) = ticks(detector, 61, 61, region(count, START + 61))
+    assert (over.state, over.severity, over.region) == (FindingState.RESOLVED, severity, "eu-1")
+
+
+def test_the_sources_of_a_region_that_is_cut_off_are_not_said_one_by_one() -> None:
+    """One cause, one page; and a source that stays silent when its region is back is said then."""
+    detector = SilentSource().build()
+    health = replace(region(20, START), regions={"eu-1": START + 3.0})  # their last frames were not all at once
+    assert ticks(detector, 1, 60, health) == []
+    (found,) = ticks(detector, 61, 90, replace(health, last_seen={"eu-1-3/gpu": START}, regions={"eu-1": START + 90}))
+    assert found.node == "eu-1-3"
+
+
+def test_a_source_that_was_silent_before_its_region_stays_said() -> None:
+    """The silence of its region is no end of its own."""
+    detector = SilentSource().build()
+    alone = replace(region(1, START), regions={"eu-1": START + 20.0})
+    assert len(ticks(detector, 1, 20, alone)) == 1
+    assert ticks(detector, 21, 60, alone) == []
+
+
+def test_a_region_that_is_silent_for_hours_is_no_longer_expected() -> None:
+    """Its sources are forgotten then, and so is the trouble."""
+    detector = SilentRegion().build()
+    assert len(ticks(detector, 16, 20, region(9, START))) == 1
+    (over,) = ticks(detector, 6 * 3600, 6 * 3600, region(9, START))
+    assert over.title == "eu-1 is no longer expected: it was silent for hours and is forgotten"
 
 
 def test_silence_while_nobody_watched_is_not_said() -> None:
