@@ -18,9 +18,11 @@ from telemetry_bus.topics import Topic
 
 HOLD_SECONDS = 5.0
 """A partition changes its leader within seconds; longer than that its silence must not blind the detectors."""
-HELD_BYTES_MAX = 64 * 1024 * 1024
-"""Shared out among the lanes: one that has more than its share waiting is fetched no further. A lane may exceed its
-share by what one fetch brings."""
+HELD_BYTES_MAX = 128 * 1024 * 1024
+"""What waits for its turn, of all lanes together: a second and a half of 300,000 GPUs. Beyond it, lanes that hold more
+than their share are fetched no further until half of it has gone out. A pause is dear, since the driver drops what it
+has fetched ahead and fetches it again; so none is made while there is room. A fetch may exceed the bound by what it
+brings."""
 BATCH_RECORDS = 256
 BATCH_BYTES = 4 * 1024 * 1024
 """One batch for the reader, as of the embedded log: at 65 MiB/s it is the work of 60 ms."""
@@ -47,6 +49,8 @@ class TimeOrder:
     ) -> None:
         self._lanes = {lane: _State(following) for lane, following in first.items()}
         self._hold_seconds = hold_seconds
+        self._held_bytes_max = held_bytes_max
+        self._held, self._held_bytes_max = 0, held_bytes_max
         self._share = held_bytes_max // max(1, len(self._lanes))
         self._heads: list[tuple[float, int, Lane]] = []
         self._ranks = {lane: rank for rank, lane in enumerate(self._lanes)}
@@ -58,6 +62,7 @@ class TimeOrder:
         state.newest = max(state.newest, record.time)  # a broker's clock may step; the lane's own order stays
         state.waiting.append((state.newest, record))
         state.bytes += len(record.payload)
+        self._held += len(record.payload)
         state.following = record.offset + 1
         state.idle_seconds = 0.0
         if len(state.waiting) == 1:
@@ -92,6 +97,7 @@ class TimeOrder:
             else:
                 heapq.heappop(self._heads)
             state.bytes -= len(record.payload)
+            self._held -= len(record.payload)
             size += len(record.payload)
             batch.append(record)
         return batch
@@ -103,22 +109,23 @@ class TimeOrder:
         return not state.at_end and state.idle_seconds < self._hold_seconds
 
     def to_pause(self) -> Sequence[Lane]:
-        """Lanes that are so far ahead that they are to be fetched no further; they count as paused from now on."""
-        return self._switch(paused=True)
+        """Lanes that are to be fetched no further for now; they count as paused from now on.
+
+        Only while more is held than may be, since what the driver has fetched ahead for them is fetched again.
+        """
+        if self._held <= self._held_bytes_max:
+            return []
+        ahead = [lane for lane, state in self._lanes.items() if not state.paused and state.bytes > self._share]
+        for lane in ahead:
+            self._lanes[lane].paused = True
+        return ahead
 
     def to_resume(self) -> Sequence[Lane]:
         """Paused lanes of which enough has gone out."""
-        return self._switch(paused=False)
-
-    def _switch(self, *, paused: bool) -> list[Lane]:
-        switched = [
-            lane
-            for lane, state in self._lanes.items()
-            if state.paused is not paused and (state.bytes > self._share if paused else state.bytes <= self._share // 2)
-        ]
-        for lane in switched:
-            self._lanes[lane].paused = paused
-        return switched
+        low = [lane for lane, state in self._lanes.items() if state.paused and state.bytes <= self._share // 2]
+        for lane in low:
+            self._lanes[lane].paused = False
+        return low
 
     def passed(self, lane: Lane) -> int:
         """The offset of ``lane`` before which everything has gone out."""

@@ -17,8 +17,8 @@ SEND_QUEUE_BYTES_MAX = 4 * FRAME_BYTES_MAX
 """What one process may have under way: four of the largest frames, or a second of the whole fleet (300,000 GPUs)."""
 FETCH_PARTITION_BYTES = 1024 * 1024
 """One partition's part of an answer: small, so that all partitions come along in step. A larger record still comes."""
-READ_AHEAD_KIB = 16 * 1024
-"""What the driver fetches ahead of the reader, for all partitions of a subscription together."""
+READ_AHEAD_KIB = 64 * 1024
+"""What the driver fetches ahead of the reader, for all partitions of a subscription together: 0.8 s of 300,000 GPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ def consumer(options: KafkaOptions) -> dict[str, Setting]:
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
         "enable.partition.eof": True,
-        "fetch.wait.max.ms": 500,
+        # A broker answers at once when there is something; a partition that is resumed waits for the answer under way.
+        "fetch.wait.max.ms": 100,
         "fetch.queue.backoff.ms": 10,
         "fetch.error.backoff.ms": 100,
         "fetch.message.max.bytes": FETCH_PARTITION_BYTES,

@@ -101,12 +101,17 @@ def test_only_time_spent_waiting_counts() -> None:
 def test_a_lane_that_is_far_ahead_is_paused_and_later_resumed() -> None:
     """What is held is bounded; who is waited for is never paused."""
     made = order(LEFT, RIGHT, held_bytes_max=200)
-    put(made, LEFT, [1.0, 2.0, 3.0], size=50)
+    put(made, LEFT, [1.0, 2.0, 3.0], size=60)
+    assert list(made.to_pause()) == [], "there is room in all"
+    put(made, LEFT, [4.0], first=3, size=60)
     assert list(made.to_pause()) == [LEFT]
     assert list(made.to_pause()) == [], "it is paused already"
     made.waited(60.0, [])
     put(made, RIGHT, [2.5])
     assert times(made.take()) == [1.0, 2.0, 2.5]
+    assert list(made.to_resume()) == [], "more than half of its share waits"
+    put(made, RIGHT, [4.5], first=1)
+    assert times(made.take()) == [3.0, 4.0]
     assert list(made.to_resume()) == [LEFT]
 
 
