@@ -133,7 +133,7 @@ class Ripcord:
         now = self._moment()
         for kept in list(self._notes):
             if kept.said is Said.PUBLISHED and not kept.ours and now.passed_since(kept.found)[0] < RECENT_SECONDS:
-                self._notes.put(replace(kept, said=Said.NOT_YET, ours=True))
+                self._notes.put(replace(kept, boot=self._maker.boot, seq=self._number(), said=Said.NOT_YET, ours=True))
                 self._news.set()
 
     async def publish_kept(self) -> bool:
@@ -160,11 +160,14 @@ class Ripcord:
                 self._news.set()
 
     def _keep(self, finding: Finding, said: Said) -> None:
-        found = self._moment()
-        frame = findings_frame(self._maker, [finding], found.wall)
-        if said is Said.PUBLISHED:  # by the central detectors, under a number of their own: ours is free again
-            self._maker.seq = frame.manifest[0].seq
-        self._notes.put(Kept(finding, frame.manifest[0].boot, frame.manifest[0].seq, found, said, said is Said.NOT_YET))
+        # What the central detectors publish has a number of theirs; ours is given when it becomes ours to say.
+        seq = self._number() if said is Said.NOT_YET else self._maker.seq
+        self._notes.put(Kept(finding, self._maker.boot, seq, self._moment(), said, said is Said.NOT_YET))
+
+    def _number(self) -> int:
+        """The next number of this process's frames, taken: a reader drops the second frame of one number."""
+        number, self._maker.seq = self._maker.seq, self._maker.seq + 1
+        return number
 
     async def _report_for_ever(self) -> None:
         wait = RETRY_FIRST_SECONDS

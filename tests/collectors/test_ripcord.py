@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import pytest
 from collectors.ripcord import Ripcord
 from collectors.ripcord_notes import NOTES_MAX, Kept, Notes, Said
 from collectors.upward import DOUBT_SECONDS, Upward
-from telemetry_bus import Finding, FindingKind, FindingState, Frame, FrameMaker, Severity, Topic
+from telemetry_bus import Finding, FindingKind, FindingState, Frame, FrameMaker, Severity, Topic, decode
+from telemetry_bus.outlet import Report
 from tests.collectors.outlets import FarEnd, going_up, spooling, train_frame
 from tests.collectors.virtual_time import VirtualTime
 
@@ -196,6 +198,29 @@ async def test_what_was_found_a_moment_before_the_bus_went_away_is_said(
         await job.steps(1, math.nan)
         await far.until(lambda: bool(far.paged))
     assert said(far.paged) == [("job-0-firing", "firing")]
+
+
+async def test_no_two_findings_are_said_under_one_number(tmp_path: Path, time: VirtualTime) -> None:
+    """A reader drops the second frame of a number: what was found before the outage gets one when it is said."""
+    numbers: list[tuple[uuid.UUID, int]] = []
+
+    async def report(payload: bytes) -> Report:
+        (run,) = decode(payload).manifest
+        numbers.append((run.boot, run.seq))
+        return Report(published=True)
+
+    async with (
+        spooling(tmp_path, time) as spool,
+        Ripcord([NanLosses()], report, spool.moment, node="node-1", folder=tmp_path, sleep=time.sleep) as ripcord,
+    ):
+        maker = FrameMaker("job/1/0/train")
+        ripcord.seen(Topic.TRAIN, train_frame(maker, time.now(), 0, math.nan), away=False)
+        ripcord.doubt()
+        for step in range(1, 4):
+            ripcord.seen(Topic.TRAIN, train_frame(maker, time.now(), step), away=True)
+        while ripcord.unpublished:
+            await asyncio.sleep(0)
+    assert len(numbers) == len(set(numbers)) == 2
 
 
 async def test_the_first_frame_that_gets_no_answer_is_paged_before_anybody_gives_it_up(
