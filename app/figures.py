@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from app.settings import SettingsError
 from dashboards.errors import CannotListen, TokenRequired
 from dashboards.metrics import CONTENT_TYPE, exposition
-from dashboards.server import is_loopback
+from telemetry_bus.runtime.address import is_loopback
 from telemetry_bus.runtime.secret import Secret
 
 LOOP_SECONDS_MAX = 5.0

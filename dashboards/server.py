@@ -9,9 +9,8 @@ from fastapi import FastAPI
 
 from dashboards.errors import CannotListen, StartFailed, TokenRequired
 from dashboards.services import Services
-from telemetry_bus.runtime.http_server import NotStarted, bind, is_loopback, running
-
-__all__ = ["is_loopback", "serve"]
+from telemetry_bus.runtime.address import is_loopback
+from telemetry_bus.runtime.http_server import NotStarted, bind, running
 
 
 @asynccontextmanager

@@ -45,18 +45,37 @@ class Entry:
 
 
 def checked(topic: str, key: str, payload: bytes, group: str | None) -> tuple[Topic, str, Frame]:
-    """The topic, the partition key and the frame of what came in. Raises :class:`FrameError`."""
-    try:
-        wanted = Topic(topic)
-    except ValueError as error:
-        raise FrameError(FrameFault.WRONG_TOPIC, f"{topic[:64]!r} is no topic") from error
-    if wanted not in FROM_BELOW:
-        expected = ", ".join(sorted(FROM_BELOW))
-        raise FrameError(FrameFault.FOREIGN, f"{wanted} is not taken from below; expected {expected}")
+    """The topic, the partition key and the frame of what came in. Raises :class:`FrameError`.
+
+    Without a topic it is the live one of the frame's schema.
+    """
     if len(key.encode()) > SOURCE_BYTES_MAX:
         raise FrameError(FrameFault.BAD_MANIFEST, f"a key of more than {SOURCE_BYTES_MAX} bytes")
-    frame = decode(payload, TOPIC_SCHEMAS[wanted])
+    if topic:
+        wanted = _topic(topic)
+        frame = decode(payload, TOPIC_SCHEMAS[wanted])
+    else:
+        frame = decode(payload)
+        wanted = _live_topic(frame.schema_id)
     return wanted, _key(key, frame, group), frame
+
+
+def _topic(name: str) -> Topic:
+    try:
+        topic = Topic(name)
+    except ValueError as error:
+        raise FrameError(FrameFault.WRONG_TOPIC, f"{name[:64]!r} is no topic") from error
+    if topic not in FROM_BELOW:
+        expected = ", ".join(sorted(FROM_BELOW))
+        raise FrameError(FrameFault.FOREIGN, f"{topic} is not taken from below; expected {expected}")
+    return topic
+
+
+def _live_topic(schema_id: str) -> Topic:
+    for topic in TELEMETRY:
+        if schema_id in TOPIC_SCHEMAS[topic]:
+            return topic
+    raise FrameError(FrameFault.FOREIGN, f"frames of {schema_id} are not taken from below")
 
 
 def _key(key: str, frame: Frame, group: str | None) -> str:
@@ -86,12 +105,3 @@ def is_critical(topic: Topic, frame: Frame) -> bool:
             return True
     counts, known = frame.numbers("nonfinite")
     return bool(np.any(known & (counts > 0)))
-
-
-def topic_by_schema(payload: bytes) -> Topic:
-    """The live topic of a frame that came without one. Raises :class:`FrameError`."""
-    schema_id = decode(payload).schema_id
-    for topic in TELEMETRY:
-        if schema_id in TOPIC_SCHEMAS[topic]:
-            return topic
-    raise FrameError(FrameFault.FOREIGN, f"frames of {schema_id} are not taken from below")

@@ -123,10 +123,14 @@ class Gateway:
 
     async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> None:
         """Pass frames on, as a link's are; durable upstream when it returns. Raises as every outlet does."""
+        await self.take(topic.value, payloads, key)
+
+    async def take(self, topic: str, payloads: Sequence[bytes], key: str = "") -> None:
+        """Pass on what others call frames of ``topic`` (none: the live one of their schema), whatever they are."""
         asker = _Asker(asyncio.get_running_loop())
         try:
             for number, payload in enumerate(payloads):
-                self.accept(asker, number, topic.value, key, payload)
+                self.accept(asker, number, topic, key, payload)
             await asker.answered(len(payloads))
         finally:
             self.grants.left(asker)

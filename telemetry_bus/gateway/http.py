@@ -13,16 +13,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 from starlette.responses import Response
 
-from telemetry_bus.errors import FrameFault, FrameRefused, OutletFull
+from telemetry_bus.errors import FrameError, FrameFault, OutletFull
 from telemetry_bus.frames import FRAME_BYTES_MAX
-from telemetry_bus.gateway.entry import topic_by_schema
 from telemetry_bus.gateway.errors import CannotListen
 from telemetry_bus.gateway.gateway import FULL_SECONDS, Gateway
 from telemetry_bus.gateway.problems import Refusal, install, problem
 from telemetry_bus.gateway.room import Room
 from telemetry_bus.gateway.server import ListenOptions, check_doors
 from telemetry_bus.gateway.tls import server_context
-from telemetry_bus.gateway.wire import TEXT_BYTES_MAX
+from telemetry_bus.gateway.wire import TEXT_BYTES_MAX, Answered
 from telemetry_bus.runtime.http_server import NotStarted, bind, running
 from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.topics import Topic
@@ -100,9 +99,8 @@ def _frames_router(gateway: Gateway, token: Secret[str] | None) -> APIRouter:
             expected = " or ".join(sorted(FRAME_TYPES))
             detail = f"Content-Type: expected {expected}, found {content_type[:80]!r}"
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
-        async with _body(request, gateway.url, room) as payload:
-            wanted = topic_by_schema(payload) if topic is None else topic
-            await gateway.publish(wanted, [payload], key)
+        async with _body(request, gateway, room) as payload:
+            await gateway.take("" if topic is None else topic.value, [payload], key)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     return router
@@ -141,7 +139,7 @@ def _guard(token: Secret[str] | None) -> Callable[[str], None]:
 
 
 @asynccontextmanager
-async def _body(request: Request, url: str, room: Room) -> AsyncIterator[bytes]:
+async def _body(request: Request, gateway: Gateway, room: Room) -> AsyncIterator[bytes]:
     """The body, of which never more is held than there is room for; the room is kept while the block runs."""
     chunks: list[bytes] = []
     held = 0
@@ -150,10 +148,11 @@ async def _body(request: Request, url: str, room: Room) -> AsyncIterator[bytes]:
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 async for chunk in request.stream():
                     if held + len(chunk) > FRAME_BYTES_MAX:
-                        message = f"a body of more than {FRAME_BYTES_MAX} bytes"
-                        raise FrameRefused(url, FrameFault.TOO_LARGE, message)
+                        gateway.counters.refused[FrameFault.TOO_LARGE] += 1
+                        raise FrameError(FrameFault.TOO_LARGE, f"a body of more than {FRAME_BYTES_MAX} bytes")
                     if not room.take(len(chunk)):
-                        raise OutletFull(url, f"{room.used} bytes of bodies are coming in", FULL_SECONDS)
+                        gateway.counters.put_off[Answered.FULL] += 1
+                        raise OutletFull(gateway.url, f"{room.used} bytes of bodies are coming in", FULL_SECONDS)
                     held += len(chunk)
                     chunks.append(chunk)
         except TimeoutError as error:

@@ -12,8 +12,8 @@ from telemetry_bus.gateway.gateway import Gateway
 from telemetry_bus.gateway.room import Room
 from telemetry_bus.gateway.server_link import ServerLink, answer_report
 from telemetry_bus.gateway.tls import server_context
+from telemetry_bus.runtime.address import is_loopback
 from telemetry_bus.runtime.clock import Clock
-from telemetry_bus.runtime.http_server import is_loopback
 from telemetry_bus.runtime.secret import Secret
 
 LINKS_MAX = 4_096
