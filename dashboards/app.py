@@ -21,6 +21,7 @@ from dashboards.services import Services
 from dashboards.stream import Broadcast
 from telemetry_bus.bus import AtTime, Bus
 from telemetry_bus.fanout import RING_BYTES, FanOut
+from telemetry_bus.federation import bus_states
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
 
@@ -91,7 +92,7 @@ def _services(
     collectors: Iterable[Collector],
 ) -> Services:
     feed, broadcast = IncidentFeed(incidents), Broadcast()
-    live = Live(fan, feed, broadcast, clock, push)
+    live = Live(fan, feed, broadcast, clock, push, lambda: bus_states(bus))
     registry = CollectorRegistry(auto_describe=False)
     arrow = ArrowMessages()
     registry.register(LiveCollector(live, fan, broadcast, feed, arrow, clock))

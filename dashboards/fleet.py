@@ -20,6 +20,8 @@ GPUS_PER_NODE_MAX = 1_024
 """A real node has 8 to 72 GPUs; a simulated one may have them all."""
 STALE_SECONDS = 10.0
 """Ten times the usual sampling period: a GPU that has said nothing for so long is not shown as if it had."""
+REGIONS_MAX = 256
+"""A company has tens."""
 FORGET_SECONDS = 900.0
 """A GPU that has said nothing for a quarter of an hour has left the fleet; its silence was a finding long before."""
 
@@ -57,6 +59,7 @@ class Columns:
     last_seen: Array
     simulated: Array
     uuid: Array
+    region: Array
 
     @classmethod
     def empty(cls, capacity: int) -> "Columns":
@@ -70,13 +73,14 @@ class Columns:
             last_seen=np.full(capacity, -np.inf),
             simulated=np.zeros(capacity, np.bool_),
             uuid=np.full(capacity, None, object),
+            region=np.full(capacity, -1, np.int16),
         )
 
     def taken(self, slots: Array, capacity: int) -> "Columns":
         """These ``slots`` only, in that order, in room for ``capacity``."""
         fresh = Columns.empty(capacity)
         count = len(slots)
-        for name in ("node", "gpu", "last_seen", "simulated", "uuid"):
+        for name in ("node", "gpu", "last_seen", "simulated", "uuid", "region"):
             getattr(fresh, name)[:count] = getattr(self, name)[slots]
         fresh.values[:, :count] = self.values[:, slots]
         fresh.valid[:, :count] = self.valid[:, slots]
@@ -88,6 +92,8 @@ class FleetState:
 
     def __init__(self, gpus_max: int = GPUS_MAX) -> None:
         self.revision = 0
+        self.compactions = 0
+        """How often slots were given to other GPUs."""
         self.count = 0
         self.rows_over_limit = 0
         """Rows that were left out because the fleet, or a node, is larger than this view holds."""
@@ -96,6 +102,8 @@ class FleetState:
         self.power_limit_watts: float | None = None
         """The highest enforced power limit that any GPU has told: the top of that colour span."""
         self.nodes: list[str] = []
+        self.regions: list[str] = []
+        """At most :data:`REGIONS_MAX` names; GPUs of others count for no region."""
         self.columns = Columns.empty(64)
         self._gpus_max = gpus_max
         self._node_of: dict[str, int] = {}
@@ -161,6 +169,7 @@ class FleetState:
         columns.last_seen[slots] = times
         columns.simulated[slots] = frame.numbers("simulated")[0][rows]
         columns.uuid[slots] = frame.batch.column("uuid").to_numpy(zero_copy_only=False)[rows]
+        columns.region[slots] = self._regions_of(frame, rows)
         for at, metric in enumerate(HEAT_METRICS):
             values, valid = _heat(frame, metric.name)
             columns.values[at, slots] = values[rows]
@@ -170,6 +179,28 @@ class FleetState:
         if highest > (self.power_limit_watts or 0.0):
             self.power_limit_watts = highest
             self.revision += 1
+
+    def _regions_of(self, frame: Frame, rows: Array) -> Array:
+        encoded: Any = pc.dictionary_encode(frame.batch.column("region"))
+        known = [self._region(name) for name in encoded.dictionary.to_pylist()]
+        codes: Array = np.array([*known, -1], np.int16)[np.asarray(encoded.indices.fill_null(len(known)))[rows]]
+        return codes
+
+    def _region(self, name: str) -> int:
+        if name not in self.regions:
+            if len(self.regions) >= REGIONS_MAX:
+                return -1
+            self.regions.append(name)
+        return self.regions.index(name)
+
+    def gpus_by_region(self, now: float) -> tuple[dict[str, int], dict[str, int]]:
+        """How many GPUs of each region are known, and how many of them have reported lately."""
+        codes = self.columns.region[: self.count]
+        named = codes >= 0
+        room = len(self.regions)
+        counts = [np.bincount(codes[which], minlength=room) for which in (named, named & ~self.stale(now))]
+        known, fresh = (dict(zip(self.regions, count.tolist(), strict=True)) for count in counts)
+        return known, fresh
 
     def order(self) -> Array:
         """The slots, sorted by node (``node-2`` before ``node-10``) and GPU."""
@@ -201,6 +232,7 @@ class FleetState:
         self._slots[columns.node[:count], columns.gpu[:count]] = np.arange(count)
         self.columns, self.count = columns, count
         self.revision += 1
+        self.compactions += 1
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -3,17 +3,21 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from dashboards import views
+from dashboards import losses, views
 from dashboards.fleet import FleetState
+from dashboards.heat_channels import HeatChannels
 from dashboards.incidents import IncidentFeed
 from dashboards.jobs import JobsState
-from dashboards.stream import Broadcast, encoded
+from dashboards.spools import Spools
+from dashboards.stream import Broadcast, Event, encoded
 from telemetry_bus.ages import Ages
 from telemetry_bus.bus import Record
 from telemetry_bus.fanout import FanOut
+from telemetry_bus.federation import BusState
 from telemetry_bus.frames import Frame
 from telemetry_bus.intake import Intake
 from telemetry_bus.ring import Skipped
@@ -30,6 +34,8 @@ INCIDENTS_POLL_SECONDS = 0.1
 """Without a push, an incident is on the page within a tenth of a second."""
 CURVE_JOBS_MAX = 256
 """Jobs whose new points go out in one tick (some 100 bytes each); of the others the names do."""
+LOSSES_SHOWN_MAX = 8
+"""Sources that the page names for each kind of loss; /metrics names more."""
 JOBS_SHOWN_MAX = 200
 """Lines of the job list; the number of all is told."""
 TICKLESS_SECONDS = 5.0
@@ -50,11 +56,20 @@ class Live:
     """The state that the page shows. :meth:`run` keeps it up until it is cancelled; ``failure`` says why it ended."""
 
     def __init__(
-        self, fan: FanOut, feed: IncidentFeed, broadcast: Broadcast, clock: Clock, push: asyncio.Event | None
+        self,
+        fan: FanOut,
+        feed: IncidentFeed,
+        broadcast: Broadcast,
+        clock: Clock,
+        push: asyncio.Event | None = None,
+        buses: Callable[[], Sequence[BusState]] = tuple,
     ) -> None:
         self.intake = Intake()
         self.fleet = FleetState()
         self.jobs = JobsState()
+        self.heat = HeatChannels()
+        self.spools = Spools()
+        self.buses = buses
         self.ages = Ages()
         """Of live rows, when the state shows them."""
         self.frames: Counter[Topic] = Counter(dict.fromkeys(fan.topics, 0))
@@ -62,16 +77,19 @@ class Live:
         self.skipped = 0
         self.lag_seconds: float | None = None
         """The longest wait of a record between the bus and here, in the last second; None if none came."""
+        self.topic_lag_seconds: dict[Topic, float] = {}
+        """The same by topic, for topics of which something came."""
         self.failure: BaseException | None = None
         self._fan, self._feed, self._broadcast, self._clock = fan, feed, broadcast, clock
         self._push = asyncio.Event() if push is None else push
         self._started = clock.monotonic()
         self._ticked: float | None = None
-        self._lag: float | None = None
+        self._lag: dict[Topic, float] = {}
         self._curve_sent = 0
         self._layout_sent = -1
         self._jobs_dirty = True
-        self._snapshot: tuple[int, bytes] = (-1, b"")
+        self._snapshot_of = -1
+        self._snapshots: dict[str, bytes] = {}
 
     async def run(self) -> None:
         """Read, tick and follow the incidents, until cancelled."""
@@ -106,7 +124,7 @@ class Live:
     def take(self, record: Record) -> None:
         """Bring the state up to ``record``."""
         lag = self._clock.now() - record.time
-        self._lag = lag if self._lag is None else max(self._lag, lag)
+        self._lag[record.topic] = max(self._lag.get(record.topic, lag), lag)
         self.newest[record.topic] = record.time
         if record.topic is Topic.TICKS and lag <= TICKLESS_SECONDS:
             self._ticked = self._clock.monotonic()
@@ -129,6 +147,7 @@ class Live:
                 self.jobs.observe_metrics(frame)
             case "event/1" if topic is not Topic.BACKLOG:
                 self.jobs.observe_events(frame)
+                self.spools.observe(frame)
                 self._jobs_dirty = True
             case _:
                 pass
@@ -164,34 +183,49 @@ class Live:
     def tick(self, number: int) -> None:
         """Encode and send what has changed since the last tick."""
         now = self._clock.now()
-        clock, known = self.jobs.curve_clock, self.jobs.jobs.values()
         # Who comes later gets a snapshot, so nothing is encoded for nobody.
         watched = self._broadcast.clients > 0
-        if clock > self._curve_sent:
-            if watched:
-                self._broadcast.send("curve", views.curve_deltas(known, self._curve_sent, clock, CURVE_JOBS_MAX))
-            self._curve_sent = clock
-        if watched and (self._jobs_dirty or number % FLEET_TICKS == 0):
-            self._broadcast.send("jobs", self.jobs_event(now))
-            self._jobs_dirty = False
-        if number % FLEET_TICKS == 0:
-            self.lag_seconds, self._lag = self._lag, None
-            if watched:
-                self._broadcast.send("fleet", self.fleet_event(now))
-                self._broadcast.send("health", self.health_event(now))
+        each_second = number % FLEET_TICKS == 0
+        if each_second:
+            self._note_lag()
+        events = self._events(now, each_second) if watched else []
+        self._curve_sent = self.jobs.curve_clock
+        self._broadcast.send_together(events)
+        if each_second and watched:
+            for channel, cells in self.heat.changes(self.fleet, now, self._broadcast.watched):
+                self._broadcast.send_together([("heat", cells)], channel)
         if number % SWEEP_TICKS == SWEEP_TICKS - 1:
             self.fleet.forget(now)
             self.jobs.forget(now)
+            self.spools.forget(now)
             self.intake.ledger.expire(now)
 
+    def _note_lag(self) -> None:
+        self.topic_lag_seconds, self._lag = self._lag, {}
+        self.lag_seconds = max(self.topic_lag_seconds.values(), default=None)
+
+    def _events(self, now: float, each_second: bool) -> list[Event]:
+        """What has changed since the last tick, for everybody."""
+        events: list[Event] = []
+        clock, known = self.jobs.curve_clock, self.jobs.jobs.values()
+        if clock > self._curve_sent:
+            events.append(("curve", views.curve_deltas(known, self._curve_sent, clock, CURVE_JOBS_MAX)))
+        if self._jobs_dirty or each_second:
+            events.append(("jobs", self.jobs_event(now)))
+            self._jobs_dirty = False
+        if each_second:
+            events += [("fleet", self.fleet_event(now)), ("health", self.health_event(now))]
+        return events
+
     def fleet_event(self, now: float, *, whole: bool = False) -> dict[str, Any]:
-        """The heatmap; with its layout if GPUs have come or gone, or if ``whole``."""
-        event = views.fleet_now(self.fleet, now)
-        if whole or self._layout_sent != self.fleet.revision:
-            event["layout"] = views.fleet_layout(self.fleet)
+        """The fleet's counts; with the layout of the heatmap if there is a new one, or if ``whole``."""
+        layout = self.heat.lay_out(self.fleet, now)
+        event = views.fleet_now(self.fleet, now) | {"revision": layout.revision}
+        if whole or self._layout_sent != self.heat.layout_number:
+            event["layout"] = layout.event(self.fleet)
             event["choices"] = views.metric_choices(self.fleet)
             if not whole:
-                self._layout_sent = self.fleet.revision
+                self._layout_sent = self.heat.layout_number
         return event
 
     def jobs_event(self, now: float) -> dict[str, Any]:
@@ -221,6 +255,11 @@ class Live:
             "newest_record": newest,
             "frames": self.frame_counts(),
             "topics": {str(topic): count for topic, count in self.frames.items()},
+            "topic_lag_seconds": {str(topic): seconds for topic, seconds in self.topic_lag_seconds.items()},
+            "losses": losses.by_source(self.intake.ledger, LOSSES_SHOWN_MAX),
+            "regions": views.region_lines(self.fleet, self.intake.regions, now),
+            "buses": [asdict(state) for state in self.buses()],
+            "spools": self.spools.total(now),
             "refused": {reason.value: count for reason, count in self.intake.refused.items() if count > 0},
             "skipped": self.skipped,
             "clients": self._broadcast.clients,
@@ -240,22 +279,25 @@ class Live:
             "duplicate": ledger.duplicate_total,
         }
 
-    def snapshot(self) -> bytes:
-        """Everything, as a client that has just come needs it: made once for all who come before the next event."""
-        if self._snapshot[0] != self._broadcast.end:
-            self._snapshot = self._broadcast.end, self._encode_snapshot()
-        return self._snapshot[1]
+    def snapshot(self, channel: str = "") -> bytes:
+        """Everything, as a client of ``channel`` that has just come needs it: made once for all who come before the
+        next event."""
+        if self._snapshot_of != self._broadcast.end:
+            self._snapshot_of, self._snapshots = self._broadcast.end, {}
+        if channel not in self._snapshots:
+            self._snapshots[channel] = self._encode_snapshot(channel)
+        return self._snapshots[channel]
 
-    def _encode_snapshot(self) -> bytes:
+    def _encode_snapshot(self, channel: str) -> bytes:
         now = self._clock.now()
-        return b"".join(
-            [
-                encoded("health", self.health_event(now)),
-                encoded("fleet", self.fleet_event(now, whole=True)),
-                encoded("jobs", self.jobs_event(now)),
-                encoded("incidents", self.incidents_event(self._feed.newest()) | {"whole": True}),
-            ]
-        )
+        events = [("health", self.health_event(now)), ("fleet", self.fleet_event(now, whole=True))]
+        if channel:
+            events.append(("heat", self.heat.whole(self.fleet, now, channel)))
+        events += [
+            ("jobs", self.jobs_event(now)),
+            ("incidents", self.incidents_event(self._feed.newest()) | {"whole": True}),
+        ]
+        return b"".join(encoded(name, data) for name, data in events)
 
     def job(self, name: str, attempt: str | None) -> dict[str, Any] | None:
         """A job with the curve of its newest attempt, or of ``attempt``; ``None`` if there is none."""

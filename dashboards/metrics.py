@@ -8,6 +8,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from dashboards import losses, views
 from dashboards.arrow_stream import ArrowMessages
 from dashboards.fleet import HEAT_METRICS, FleetState
 from dashboards.incidents import IncidentFeed
@@ -34,7 +35,10 @@ class LiveCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """Every family, with every label that it can have."""
         yield from self._frames()
+        yield from self._losses()
         yield from self._readers()
+        yield from self._regions()
+        yield from self._spools()
         yield labelled(
             GaugeMetricFamily,
             "nantucket_incidents_open",
@@ -67,6 +71,32 @@ class LiveCollector(Collector):
             CounterMetricFamily, "nantucket_frames_refused", "Frames or rows that were refused.", "reason", refused
         )
 
+    def _losses(self) -> Iterator[Metric]:
+        by_source = losses.by_source(self._live.intake.ledger)
+        gauge, counter = GaugeMetricFamily, CounterMetricFamily
+        yield labelled(
+            gauge, "nantucket_source_frames_outstanding", "Of one source.", "source", by_source["outstanding"]
+        )
+        yield labelled(counter, "nantucket_source_frames_lost", "Of one source.", "source", by_source["lost"])
+        yield labelled(counter, "nantucket_source_frames_duplicate", "Of one source.", "source", by_source["duplicate"])
+
+    def _regions(self) -> Iterator[Metric]:
+        lines = views.region_lines(self._live.fleet, self._live.intake.regions, self._clock.now())
+        now, gauge = self._clock.now(), GaugeMetricFamily
+        ages = {line["region"]: now - line["last_frame"] for line in lines}
+        yield labelled(gauge, "nantucket_region_last_frame_age_seconds", "Since the newest frame.", "region", ages)
+        gpus = {line["region"]: line["reporting"] for line in lines}
+        yield labelled(gauge, "nantucket_region_gpus", "GPUs that have reported lately.", "region", gpus)
+        away = sum(state.away_since is not None for state in self._live.buses())
+        yield _gauge("nantucket_buses_away", "Buses, of several, that cannot be reached.", away)
+
+    def _spools(self) -> Iterator[Metric]:
+        total = self._live.spools.total(self._clock.now())
+        yield _gauge("nantucket_spool_nodes", "Nodes whose collector has frames that wait on its disk.", total["nodes"])
+        yield _gauge("nantucket_spool_frames", "Frames that wait on nodes' disks.", total["frames"])
+        yield _gauge("nantucket_spool_bytes", "Bytes that wait on nodes' disks.", total["bytes"])
+        yield _gauge("nantucket_spool_oldest_seconds", "Age of the oldest of them.", total["oldest_seconds"] or 0.0)
+
     def _readers(self) -> Iterator[Metric]:
         lag = GaugeMetricFamily(
             "nantucket_reader_lag_seconds", "Longest wait between bus and dashboard in the last second."
@@ -74,6 +104,8 @@ class LiveCollector(Collector):
         if self._live.lag_seconds is not None:
             lag.add_metric([], self._live.lag_seconds)
         yield lag
+        by_topic = {str(topic): seconds for topic, seconds in self._live.topic_lag_seconds.items()}
+        yield labelled(GaugeMetricFamily, "nantucket_topic_lag_seconds", "The same, of one topic.", "topic", by_topic)
         yield _gauge("nantucket_bus_available", "1 while the bus can be read, else 0.", int(self._fan.available))
         yield _counter("nantucket_bus_reads", "Reads of the bus by the fan-out.", self._fan.bus_reads)
         yield _gauge("nantucket_fanout_readers", "Readers of the fan-out, the page's own included.", self._fan.readers)

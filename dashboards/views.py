@@ -1,73 +1,29 @@
 """What the page and the API show: plain objects made of the state, each computed once for all readers."""
 
-import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from dashboards.curves import Curve
-from dashboards.fleet import HEAT_METRICS, Array, FleetState, HeatMetric
+from dashboards.fleet import HEAT_METRICS, Array, FleetState
 from dashboards.jobs import RATE_SECONDS, SILENT_SECONDS, Attempt, Job
 
-CELLS_MAX = 4_096
-"""Up to here the heatmap has a cell for each GPU, beyond that a worst and a mean for each node: more cells than that
-are smaller than a fingertip on any wall."""
-CODE_MISSING = 65_535
-CODE_NAN = 65_534
-CODE_POSITIVE_INFINITY = 65_533
-CODE_NEGATIVE_INFINITY = 65_532
-CODE_TOP = 65_000
-"""Codes 0 to 65,000 span ``from`` to ``to``; the last four stand for what no number can say."""
-
-
-def fleet_layout(fleet: FleetState) -> dict[str, Any]:
-    """Which cell is which: sent only when GPUs come or go. Cells are sorted by node and GPU."""
-    order = fleet.order()
-    nodes = fleet.columns.node[order]
-    starts = np.flatnonzero(np.diff(nodes, prepend=-1)) if len(nodes) else np.empty(0, np.int64)
-    sizes = np.diff(starts, append=len(nodes))
-    layout: dict[str, Any] = {
-        "revision": fleet.revision,
-        "cells": "gpus" if fleet.count <= CELLS_MAX else "nodes",
-        "gpus": fleet.count,
-        "nodes": [fleet.nodes[node] for node in nodes[starts]],
-        "sizes": sizes.tolist(),
-    }
-    if layout["cells"] == "gpus":
-        layout["gpu"] = fleet.columns.gpu[order].tolist()
-        layout["uuid"] = fleet.columns.uuid[order].tolist()
-    return layout
+CUT_OFF_SECONDS = 15.0
+"""As long as the detector silent_region waits: page and incident say the same."""
 
 
 def fleet_now(fleet: FleetState, now: float) -> dict[str, Any]:
-    """The heatmap at ``now`` (UTC seconds): for each metric the cells as base64 of little-endian uint16 codes."""
-    order = fleet.order()
-    stale = fleet.stale(now)[order]
-    per_gpu = fleet.count <= CELLS_MAX
-    starts = _starts(fleet, order)
-    metrics = {}
-    for at, metric in enumerate(HEAT_METRICS):
-        values, valid = fleet.columns.values[at, order], fleet.columns.valid[at, order] & ~stale
-        if per_gpu:
-            metrics[metric.name] = quantised(values, fleet.columns.valid[at, order])
-        else:
-            metrics[metric.name] = {
-                "worst": quantised(*_worst(values, valid, starts, metric)),
-                "mean": quantised(*_mean(values, valid, starts)),
-            }
-        metrics[metric.name]["mean_all"] = _scalar_mean(values, valid)
+    """The fleet's counts at ``now`` (UTC seconds)."""
+    stale = int(fleet.stale(now).sum())
     return {
         "time": now,
-        "revision": fleet.revision,
         "gpus": fleet.count,
-        "stale": int(stale.sum()),
-        "reporting": fleet.count - int(stale.sum()),
+        "stale": stale,
+        "reporting": fleet.count - stale,
         "simulated": int(fleet.columns.simulated[: fleet.count].sum()),
         "newest": float(fleet.columns.last_seen[: fleet.count].max()) if fleet.count else None,
-        "stale_cells": _bits(stale if per_gpu else _all_of(stale, starts)),
-        "metrics": metrics,
     }
 
 
@@ -163,48 +119,22 @@ def curve_deltas(jobs: Iterable[Job], since: int, version: int, jobs_max: int) -
     return {"since": since, "version": version, "curves": curves, "left_out": [job.name for job in changed[jobs_max:]]}
 
 
-def quantised(values: Array, valid: Array) -> dict[str, Any]:
-    """Numbers as uint16 codes: exact to one part in 65,000 between the smallest and the largest finite one."""
-    finite = valid & np.isfinite(values)
-    low = float(values[finite].min()) if finite.any() else 0.0
-    high = float(values[finite].max()) if finite.any() else 0.0
-    codes = np.full(values.shape, CODE_MISSING, "<u2")
-    scale = CODE_TOP / (high - low) if high > low else 0.0
-    codes[finite] = np.round((values[finite].astype(np.float64) - low) * scale)
-    codes[valid & np.isnan(values)] = CODE_NAN
-    codes[valid & np.isposinf(values)] = CODE_POSITIVE_INFINITY
-    codes[valid & np.isneginf(values)] = CODE_NEGATIVE_INFINITY
-    return {"from": low, "to": high, "codes": base64.b64encode(codes.tobytes()).decode()}
+def region_lines(fleet: FleetState, last_frames: Mapping[str, float], now: float) -> list[dict[str, Any]]:
+    """The regions by name: their GPUs, their newest frame (UTC seconds), and since when they are cut off, if they are.
 
-
-def _bits(flags: Array) -> str:
-    return base64.b64encode(np.packbits(flags, bitorder="little").tobytes()).decode()
-
-
-def _starts(fleet: FleetState, order: Array) -> Array:
-    return np.flatnonzero(np.diff(fleet.columns.node[order], prepend=-1)) if len(order) else np.empty(0, np.int64)
-
-
-def _worst(values: Array, valid: Array, starts: Array, metric: HeatMetric) -> tuple[Array, Array]:
-    """Each node's worst value; a NaN is worse than any number."""
-    ufunc, fill = (np.maximum, -np.inf) if metric.worst_is_high else (np.minimum, np.inf)
-    # maximum and minimum hand a NaN on, which is what is wanted here.
-    return ufunc.reduceat(np.where(valid, values, fill), starts), np.logical_or.reduceat(valid, starts)
-
-
-def _mean(values: Array, valid: Array, starts: Array) -> tuple[Array, Array]:
-    sums = np.add.reduceat(np.where(valid, values, 0.0).astype(np.float64), starts)
-    counts = np.add.reduceat(valid.astype(np.int64), starts)
-    return np.divide(sums, counts, out=np.full(len(starts), np.nan), where=counts > 0), counts > 0
-
-
-def _scalar_mean(values: Array, valid: Array) -> float | None:
-    finite = valid & np.isfinite(values)
-    return float(values[finite].mean(dtype=np.float64)) if finite.any() else None
-
-
-def _all_of(stale: Array, starts: Array) -> Array:
-    return np.asarray(np.logical_and.reduceat(stale, starts)) if len(starts) else stale
+    A region is cut off when none of its frames has come for :data:`CUT_OFF_SECONDS`.
+    """
+    gpus, reporting = fleet.gpus_by_region(now)
+    return [
+        {
+            "region": name,
+            "gpus": gpus.get(name, 0),
+            "reporting": reporting.get(name, 0),
+            "last_frame": last,
+            "cut_off_since": last if now - last > CUT_OFF_SECONDS else None,
+        }
+        for name, last in sorted(last_frames.items())
+    ]
 
 
 def _mark(mark: Any) -> dict[str, Any]:

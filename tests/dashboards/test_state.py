@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dashboards import curves, fleet, jobs, views
+from dashboards import curves, fleet, heat, heat_channels, jobs, views
 from telemetry_bus.frames import Frame, FrameMaker
 
 NOW = 1_700_000_000.0
@@ -38,17 +38,22 @@ def steps(time: float = NOW, job: str = "run", attempt: str = "a", **columns: An
 
 def cells(sent: dict[str, Any]) -> list[int]:
     """The codes of a heatmap."""
-    codes: list[int] = np.frombuffer(base64.b64decode(sent["codes"]), "<u2").tolist()
+    codes: list[int] = np.frombuffer(base64.b64decode(sent["codes"]), "<u2" if sent["bits"] == 16 else "u1").tolist()
     return codes
+
+
+def shown(state: fleet.FleetState, channel: str, now: float = NOW) -> dict[str, Any]:
+    """The whole heatmap of a fleet."""
+    return heat_channels.HeatChannels().whole(state, now, channel)
 
 
 def test_absent_zero_and_nan_are_three_codes() -> None:
     """A cell without a value, with a zero, and with a NaN differ on the wire."""
     state = fleet.FleetState()
     state.observe(gpus(1, 4, gpu_utilization_percent=[None, 0.0, NAN, 100.0]))
-    sent = views.fleet_now(state, NOW)["metrics"]["gpu_utilization_percent"]
-    assert cells(sent) == [views.CODE_MISSING, 0, views.CODE_NAN, views.CODE_TOP]
-    assert sent["mean_all"] == 50.0
+    sent = shown(state, "gpu_utilization_percent:worst")
+    assert cells(sent) == [heat.FINE.missing, 0, heat.FINE.nan, heat.FINE.top]
+    assert set(cells(shown(state, "gpu_utilization_percent:worst", NOW + 60))) == {heat.FINE.stale}
 
 
 def test_a_reading_that_turns_absent_is_not_shown_as_the_old_one() -> None:
@@ -74,7 +79,7 @@ def test_nodes_are_sorted_as_people_count() -> None:
     state = fleet.FleetState()
     for name in ("node-10", "node-2", "a"):
         state.observe(gpus(1, 1, node=[name], power_watts=[1.0]))
-    assert views.fleet_layout(state)["nodes"] == ["a", "node-2", "node-10"]
+    assert heat.Layout.of(state).event(state)["nodes"] == ["a", "node-2", "node-10"]
 
 
 def test_a_silent_gpu_is_stale_and_then_forgotten_with_its_node() -> None:
@@ -92,17 +97,95 @@ def test_a_silent_gpu_is_stale_and_then_forgotten_with_its_node() -> None:
 
 def test_a_large_fleet_is_shown_by_node_with_its_worst_and_its_mean() -> None:
     """Beyond 4,096 GPUs a cell is a node; absent values take no part, and a node without any is missing."""
-    nodes = views.CELLS_MAX // 8 + 1
-    heat: list[float | None] = [50.0] * (nodes * 8)
-    heat[3], heat[4] = 90.0, None
-    heat[8:16] = [None] * 8
+    nodes = heat.CELLS_MAX // 8 + 1
+    degrees: list[float | None] = [50.0] * (nodes * 8)
+    degrees[3], degrees[4] = 95.0, None
+    degrees[8:16] = [None] * 8
     state = fleet.FleetState()
-    state.observe(gpus(nodes, 8, temperature_celsius=heat))
-    layout = views.fleet_layout(state)
+    state.observe(gpus(nodes, 8, temperature_celsius=degrees))
+    layout = heat.Layout.of(state).event(state)
     assert (layout["cells"], len(layout["nodes"])) == ("nodes", nodes)
-    sent = views.fleet_now(state, NOW)["metrics"]["temperature_celsius"]
-    assert cells(sent["worst"])[:3] == [views.CODE_TOP, views.CODE_MISSING, 0]
-    assert sent["mean"]["to"] == pytest.approx((50.0 * 6 + 90.0) / 7)
+    worst, mean = (shown(state, f"temperature_celsius:{fold}") for fold in heat.FOLDS)
+    assert (worst["from"], worst["to"], worst["bits"]) == (20.0, 95.0, 8)
+    assert cells(worst)[:3] == [heat.COARSE.top, heat.COARSE.missing, 100]
+    assert cells(mean)[0] == round(((50.0 * 6 + 95.0) / 7 - 20.0) / 75.0 * heat.COARSE.top)
+
+
+def large_fleet() -> tuple[fleet.FleetState, int]:
+    """A fleet whose cells are nodes, and how many there are."""
+    nodes = heat.CELLS_MAX // 8 + 1
+    state = fleet.FleetState()
+    state.observe(gpus(nodes, 8, power_watts=[500.0] * (nodes * 8)))
+    return state, nodes
+
+
+def test_only_cells_that_have_changed_are_sent_and_they_make_the_same_picture() -> None:
+    """Putting the changes over what was sent before gives what a newcomer is sent."""
+    channel, (state, nodes) = "power_watts:worst", large_fleet()
+    channels = heat_channels.HeatChannels()
+    picture = cells(channels.whole(state, NOW, channel))
+    state.observe(gpus(1, 8, time=NOW + 1, power_watts=[100.0] * 8))
+    ((_, sent),) = channels.changes(state, NOW + 1, [channel])
+    changed = np.unpackbits(np.frombuffer(base64.b64decode(sent["changed"]), np.uint8), bitorder="little")
+    assert np.flatnonzero(changed).tolist() == [0]
+    picture[0] = cells(sent)[0]
+    assert picture == cells(channels.whole(state, NOW + 1, channel))
+    assert len(str(sent)) < nodes
+
+
+def test_a_channel_that_nobody_looks_at_any_more_is_forgotten() -> None:
+    """Nothing is computed for nobody, and who comes back is sent the present."""
+    channel, (state, _) = "power_watts:worst", large_fleet()
+    channels = heat_channels.HeatChannels()
+    channels.whole(state, NOW, channel)
+    assert list(channels.changes(state, NOW + 1, [])) == []
+    state.observe(gpus(1, 8, time=NOW + 2, power_watts=[100.0] * 8))
+    assert cells(channels.whole(state, NOW + 2, channel))[0] == 25
+
+
+def test_a_large_fleet_that_grows_is_laid_out_every_ten_seconds() -> None:
+    """Nodes that come second by second do not send the names of all others each time; cells keep their places."""
+    state, nodes = large_fleet()
+    channels = heat_channels.HeatChannels()
+    first = channels.lay_out(state, NOW)
+    state.observe(gpus(1, 8, time=NOW + 1, node=["new"] * 8, power_watts=[1.0] * 8))
+    assert channels.lay_out(state, NOW + 1) is first
+    assert len(cells(channels.whole(state, NOW + 1, "power_watts:worst"))) == nodes
+    assert len(channels.lay_out(state, NOW + 10).starts) == nodes + 1
+
+
+def test_a_layout_whose_slots_are_given_to_others_is_made_anew_at_once() -> None:
+    """After GPUs are forgotten a cell would show another GPU's numbers."""
+    state, nodes = large_fleet()
+    channels = heat_channels.HeatChannels()
+    channels.lay_out(state, NOW + fleet.FORGET_SECONDS)
+    state.observe(gpus(nodes - 1, 8, time=NOW + fleet.FORGET_SECONDS, power_watts=[1.0] * (nodes * 8 - 8)))
+    state.forget(NOW + fleet.FORGET_SECONDS + 1)
+    assert len(channels.lay_out(state, NOW + fleet.FORGET_SECONDS + 1).starts) == nodes - 1
+
+
+@pytest.mark.parametrize(
+    ("value", "span"),
+    [(50.0, (0.0, 100.0)), (101.0, (0.0, 110.0)), (-5.0, (-10.0, 100.0)), (1e30, (0.0, 400.0)), (NAN, (0.0, 100.0))],
+)
+def test_the_span_of_the_codes_has_room_for_what_is_unusual_within_a_bound(
+    value: float, span: tuple[float, float]
+) -> None:
+    """A GPU that burns is shown with its number; one absurd reading does not make all others alike."""
+    assert heat.widened((0.0, 100.0), (0.0, 100.0), np.array([10.0, value])) == pytest.approx(span)
+
+
+def test_the_gpus_of_a_region_are_counted_and_so_are_those_that_report() -> None:
+    """A region that is cut off keeps its GPUs, and none of them reports."""
+    state = fleet.FleetState()
+    state.observe(gpus(1, 8, region=["eu-1"] * 8, power_watts=[1.0] * 8))
+    state.observe(gpus(1, 4, time=NOW + 30, node=["us"] * 4, region=["us-2"] * 4, power_watts=[1.0] * 4))
+    state.observe(gpus(1, 2, time=NOW + 30, node=["x"] * 2, power_watts=[1.0] * 2))
+    lines = views.region_lines(state, {"eu-1": NOW, "us-2": NOW + 30}, NOW + 30)
+    assert [(line["region"], line["gpus"], line["reporting"], line["cut_off_since"]) for line in lines] == [
+        ("eu-1", 8, 0, NOW),
+        ("us-2", 4, 4, None),
+    ]
 
 
 def test_rows_beyond_the_limits_are_counted_and_the_others_shown() -> None:

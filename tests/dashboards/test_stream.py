@@ -97,6 +97,33 @@ async def test_a_slow_client_is_moved_forward_and_given_everything_anew() -> Non
     assert broadcast.skipped > 0
 
 
+async def test_a_channel_is_sent_to_those_who_look_at_it() -> None:
+    """The heatmap of another metric costs a client nothing."""
+    broadcast = Broadcast()
+    async with contextlib.AsyncExitStack() as stack:
+        looking, other = [await entered(stack, broadcast, name) for name in ("power", "heat")]
+        assert broadcast.watched == {"power": 1, "heat": 1}
+        broadcast.send_together([("heat", {"cells": 1})], "power")
+        broadcast.send_together([("jobs", {}), ("fleet", {})])
+        assert b"cells" in await anext(looking)
+        assert (await anext(looking)).count(b"event: ") == 2
+        assert b"jobs" in await anext(other)
+    assert broadcast.watched == {}
+
+
+async def test_the_heatmap_that_is_asked_for_comes_with_the_snapshot_and_each_second(here: World) -> None:
+    """Cells belong to the layout that was sent."""
+    await here.gpus(FrameMaker("node-1"), power_watts=[300.0, 400.0])
+    async with here.http.stream("GET", "/api/v1/stream?heat=power_watts:worst") as answer:
+        stream = events(answer)
+        (_, (_, fleet), (name, cells), *_) = [await anext(stream) for _ in range(5)]
+        assert (name, cells["metric"], cells["bits"]) == ("heat", "power_watts", 16)
+        assert cells["revision"] == fleet["layout"]["revision"]
+        while (name := (await anext(stream))[0]) != "heat":
+            pass
+    assert (await here.http.get("/api/v1/stream?heat=nonsense")).status_code == 422
+
+
 async def test_one_client_too_many_is_refused() -> None:
     """Clients are bounded."""
     broadcast = Broadcast(clients_max=1)
@@ -237,9 +264,9 @@ async def newest_curve(stream: AsyncIterator[tuple[str, dict[str, Any]]], step: 
     raise AssertionError("the stream has ended")
 
 
-async def entered(stack: contextlib.AsyncExitStack, broadcast: Broadcast) -> AsyncIterator[bytes]:
+async def entered(stack: contextlib.AsyncExitStack, broadcast: Broadcast, channel: str = "") -> AsyncIterator[bytes]:
     """One more client, which has had its snapshot."""
-    stream = await stack.enter_async_context(contextlib.aclosing(broadcast.events(lambda: b"snapshot")))
+    stream = await stack.enter_async_context(contextlib.aclosing(broadcast.events(lambda _: b"snapshot", channel)))
     assert await anext(stream) == b"snapshot"
     return stream
 
