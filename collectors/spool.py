@@ -51,7 +51,8 @@ ROOM = 1 / 64
 READ_SECONDS_MAX = 10.0
 """A batch (256 frames, 4 MiB) is read within milliseconds. What is not there after so long is not there at all."""
 
-_ENTRY = struct.Struct("<4s16sddI?")
+_ENTRY = struct.Struct("<4s16sddI?H")
+"""Magic, the machine's boot, wall and monotonic clock, rows, simulated, and how long the partition key behind it is."""
 _MAGIC = b"NTS1"
 _DRAINED, _LOOKED = "drain", "ripcord"
 _log = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class Entry:
     rows: int
     simulated: bool
     size: int
+    key: str
+    """The partition key under which it is sent."""
     payload: bytes = field(repr=False)
 
 
@@ -188,9 +191,13 @@ class Spool:
         """This instant, as an entry remembers it."""
         return moment_of(self._clock, self.boot)
 
-    async def append(self, topic: Topic, payload: bytes, *, rows: int, simulated: bool, stamped: Moment) -> int:
+    async def append(
+        self, topic: Topic, payload: bytes, *, key: str, rows: int, simulated: bool, stamped: Moment
+    ) -> int:
         """Keep an encoded frame that was ``stamped`` then; durable when it returns its offset."""
-        data = _ENTRY.pack(_MAGIC, stamped.boot.bytes, stamped.wall, stamped.monotonic, rows, simulated) + payload
+        name, boot = key.encode(), stamped.boot.bytes
+        head = _ENTRY.pack(_MAGIC, boot, stamped.wall, stamped.monotonic, rows, simulated, len(name))
+        data = head + name + payload
         try:
             (offset,) = await self._appended(topic, data)
         except InvalidPayload as error:
@@ -297,11 +304,13 @@ class Spool:
         head = record.payload[: _ENTRY.size]
         if len(head) < _ENTRY.size or head[:4] != _MAGIC:
             # Not written by this version: it is no frame, and is counted where it would be sent.
-            return Entry(record.topic, record.offset, record.time, self.moment(), 0, False, size, b"")
-        _, boot, wall, monotonic, rows, simulated = _ENTRY.unpack(head)
+            return Entry(record.topic, record.offset, record.time, self.moment(), 0, False, size, "", b"")
+        _, boot, wall, monotonic, rows, simulated, length = _ENTRY.unpack(head)
+        at = _ENTRY.size + length
+        key = record.payload[_ENTRY.size : at].decode(errors="replace")
         stamped = Moment(uuid.UUID(bytes=boot), wall, monotonic)
-        payload = record.payload[_ENTRY.size :]
-        return Entry(record.topic, record.offset, record.time, stamped, rows, simulated, size, payload)
+        payload = record.payload[at:]
+        return Entry(record.topic, record.offset, record.time, stamped, rows, simulated, size, key, payload)
 
     async def _end(self, topic: Topic) -> int:
         return (await self._with_log(lambda bus: bus.ends(topic)))[0]

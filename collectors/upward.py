@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from collectors.backlog import Batch, batches, frame_of
+from collectors.moment import Moment
 from collectors.ripcord import Ripcord
 from collectors.spool import Depth, Entry, Spool
 from collectors.spool_events import SpoolEvents
@@ -155,12 +156,13 @@ class Upward:
             await self._last.none(LIVE_SECONDS_MAX)
         if self._ripcord is not None:
             self._ripcord.seen(topic, frame, away=self.away)
-        if self._outage is None and await self._sent_live(topic, payload, key_of(frame)):
+        key = key_of(frame)
+        if self._outage is None and await self._sent_live(topic, payload, key):
             self.counters.frames_live += 1
             return
         async with self._appending:
             offset = await self.spool.append(
-                topic, payload, rows=frame.rows, simulated=_simulated(frame), stamped=stamped
+                topic, payload, key=key, rows=frame.rows, simulated=_simulated(frame), stamped=stamped
             )
         self.counters.frames_spooled += 1
         self._work.set()
@@ -287,16 +289,15 @@ class Upward:
         return True
 
     async def _send(self, batch: Batch, topic: Topic) -> None:
-        frame = frame_of(batch, self.spool.moment())
-        for entry in batch.damaged:
-            self._lost(entry)
-        if frame is None:
-            return
-        payload = encode(frame)
         if topic is Topic.BACKLOG:
             while not self._outlet.backlog_bytes_per_second > 0:
                 await self._sleep(TICK_SECONDS)
             await self._live.none(LIVE_FIRST_SECONDS)
+        payload = await asyncio.to_thread(_merged, batch, self.spool.moment())  # some 20 ms, in which live frames come
+        for entry in batch.damaged:
+            self._lost(entry)
+        if payload is None:
+            return
         try:
             async with asyncio.timeout(BACKLOG_ANSWER_SECONDS_MAX):
                 await self._outlet.publish(topic, [payload], batch.key)
@@ -400,6 +401,11 @@ class Upward:
                 self._ripcord.seen(batch.topic, frame, away=True)
             for entry in batch.entries:
                 self.spool.looked_at(entry.topic, entry.offset)
+
+
+def _merged(batch: Batch, now: Moment) -> bytes | None:
+    frame = frame_of(batch, now)
+    return None if frame is None else encode(frame)
 
 
 def _simulated(frame: Frame) -> bool:

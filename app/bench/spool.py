@@ -125,8 +125,9 @@ async def _outage(
     await asyncio.sleep(max(0.0, gone + seconds - time.monotonic()))
     await scene.broker.start()
     back, came_back = SystemClock().now(), time.monotonic_ns()
+    arrivals = Arrivals(back)
     async with open_bus(scene.bus, SystemClock()) as bus:
-        arrivals = await read_until(bus, Arrivals(back), DRAIN_SECONDS, LATER_SECONDS)
+        await read_until(bus, arrivals, DRAIN_SECONDS, LATER_SECONDS)
     return {
         **arrivals.result(),
         "nan_page_ms": None if page is None else round((page - nan) / 1e6, 1),

@@ -1,6 +1,7 @@
 """What has arrived at the far end of ``bench spool``, as every reader sees it: through the intake and its ledger."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -86,22 +87,27 @@ class Arrivals:
         }
 
 
-async def read_until(
-    bus: Bus, arrivals: Arrivals, seconds_max: float, later_seconds: float, sources: int = 1
-) -> Arrivals:
-    """Read everything from the beginning until ``sources`` spools are empty, and ``later_seconds`` more."""
+async def read_until(bus: Bus, arrivals: Arrivals, seconds_max: float, later_seconds: float) -> None:
+    """Read from the beginning until a spool says that it is empty, and ``later_seconds`` more."""
     clock = SystemClock()
-    end = clock.monotonic() + seconds_max
+    end, waits = clock.monotonic() + seconds_max, True
     async with bus.subscribe((*TELEMETRY, Topic.BACKLOG), Earliest()) as subscription:
         batches = aiter(subscription)
-        while clock.monotonic() < end:
-            try:
-                async with asyncio.timeout(max(0.0, end - clock.monotonic())):
+        with contextlib.suppress(TimeoutError):
+            while (left := end - clock.monotonic()) > 0:
+                async with asyncio.timeout(left):
                     records = await anext(batches)
-            except TimeoutError:
-                break
+                for record in records:
+                    arrivals.take(record)
+                if waits and arrivals.drained:
+                    end, waits = min(end, clock.monotonic() + later_seconds), False
+
+
+async def read_all(bus: Bus, arrivals: Arrivals) -> None:
+    """Read everything that is there."""
+    async with bus.subscribe((*TELEMETRY, Topic.BACKLOG), Earliest()) as subscription:
+        async for records in subscription:
             for record in records:
                 arrivals.take(record)
-            if len(arrivals.drained) >= sources:
-                end, sources = min(end, clock.monotonic() + later_seconds), 10**9
-    return arrivals
+            if await subscription.caught_up():
+                return

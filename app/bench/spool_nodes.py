@@ -53,7 +53,9 @@ class Node:
         moment = self.spool.moment()
 
         async def keep(frame: Frame) -> None:
-            await self.spool.append(Topic.GPU, encode(frame), rows=frame.rows, simulated=True, stamped=moment)
+            await self.spool.append(
+                Topic.GPU, encode(frame), key=self.name, rows=frame.rows, simulated=True, stamped=moment
+            )
 
         frames = [self.frame(now - HOURS * 3600 + FRAME_SECONDS * number) for number in range(FRAMES)]
         await asyncio.gather(*(keep(frame) for frame in frames))

@@ -15,7 +15,7 @@ async def main() -> None:
     async with spooling(Path(sys.argv[1]), clock) as spool:
         while True:
             frame = gpu_frame(maker, clock.now())
-            await spool.append(Topic.GPU, encode(frame), rows=1, simulated=False, stamped=spool.moment())
+            await spool.append(Topic.GPU, encode(frame), key="node-1", rows=1, simulated=False, stamped=spool.moment())
             sys.stdout.write(f"{frame.manifest[0].seq}\n")
             sys.stdout.flush()
 

@@ -39,7 +39,7 @@ async def opened(folder: Path, clock: ManualClock, size: int = SPOOL_BYTES_MIN) 
 
 async def keep(spool: Spool, topic: Topic, payload: bytes, rows: int = 1, simulated: bool = False) -> int:
     """Append what is stamped now."""
-    return await spool.append(topic, payload, rows=rows, simulated=simulated, stamped=spool.moment())
+    return await spool.append(topic, payload, key="node-1", rows=rows, simulated=simulated, stamped=spool.moment())
 
 
 async def everything(spool: Spool) -> list[Entry]:

@@ -321,7 +321,7 @@ async def test_concurrent_publishers_lose_nothing_when_the_far_end_flaps(tmp_pat
         async def lane(maker: FrameMaker) -> None:
             for step in range(60):
                 await upward.publish(Topic.TRAIN, train_frame(maker, time.now(), step))
-                await asyncio.sleep(0.001)
+                await time.sleep(0.2)
 
         async with asyncio.TaskGroup() as tasks:
             lanes = [tasks.create_task(lane(maker)) for maker in makers]

@@ -4,7 +4,7 @@ import asyncio
 import heapq
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -14,6 +14,18 @@ from telemetry_bus.runtime.clock import ManualClock
 
 GUARD_SECONDS = 30.0
 """A guard against a test that hangs; no test waits for it to pass."""
+
+TURNS = 5
+"""Of the loop: from a sleeper that wakes to the last of those whom it wakes."""
+WAITING = frozenset({"VirtualTime.sleep", "Event.wait", "Condition.wait", "Lock.acquire", "TaskGroup.__aexit__"})
+
+
+def _waits(task: "asyncio.Task[object]") -> bool:
+    """Whether a task waits for time or for another task, and not for a thread."""
+    inner: Any = task.get_coro()
+    while (deeper := getattr(inner, "cr_await", None)) is not None and hasattr(deeper, "cr_await"):
+        inner = deeper
+    return getattr(inner, "__qualname__", "") in WAITING
 
 
 class VirtualTime(ManualClock):
@@ -53,11 +65,16 @@ class VirtualTime(ManualClock):
         self.advance(max(end - self.monotonic(), 0.0))
 
     async def drive(self, until: Callable[[], bool], seconds_max: float = 3600.0) -> None:
-        """Let time pass, sleeper by sleeper, until `until` says so. Who works with a disk meanwhile gets its time."""
+        """Let time pass, sleeper by sleeper, until `until` says so. While anybody works (with a disk, say) it stands:
+        how fast this machine is makes no difference."""
         end = self.monotonic() + seconds_max
         async with asyncio.timeout(GUARD_SECONDS):
             while not until():
-                await asyncio.sleep(0.002)
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
+                if any(not _waits(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()):
+                    await asyncio.sleep(0.0005)
+                    continue
                 while self._sleepers and self._sleepers[0][2].done():
                     heapq.heappop(self._sleepers)
                 if self._sleepers and not until():
@@ -69,7 +86,7 @@ class VirtualTime(ManualClock):
     async def drive_for(self, seconds: float) -> None:
         """Let so many seconds pass, sleeper by sleeper."""
         end = self.monotonic() + seconds
-        await asyncio.sleep(0.001)  # a turn for who is about to sleep
+        await asyncio.sleep(0)  # a turn for who is about to sleep
         await self.drive(lambda: not self._sleepers or self._sleepers[0][0] > end)
         self.advance(max(end - self.monotonic(), 0.0))
 
