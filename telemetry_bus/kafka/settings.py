@@ -44,7 +44,11 @@ PROFILES: Mapping[ProfileName, Profile] = {
             "max.in.flight.requests.per.connection": 1_000_000,
             "topic.metadata.refresh.interval.ms": 60_000,
         },
-        consumer={"fetch.max.bytes": 52_428_800, "topic.metadata.refresh.interval.ms": 60_000},
+        consumer={
+            "fetch.max.bytes": 52_428_800,
+            "fetch.wait.max.ms": 500,  # a request costs
+            "topic.metadata.refresh.interval.ms": 60_000,
+        },
     ),
 }
 
