@@ -21,6 +21,7 @@ from app.settings import Settings, SettingsError
 from app.tail import missing_log
 from collectors.errors import CollectorError
 from collectors.registry import SourceOptions, build_source
+from collectors.spool import waiting_in
 from telemetry_bus import Topic, open_bus
 from telemetry_bus.embedded import EmbeddedBus, sqlite_version
 from telemetry_bus.errors import BusError
@@ -138,6 +139,23 @@ def _carried_by(url: str) -> str:
     return f" (SQLite {sqlite_version()})" if "file:" in url else ""
 
 
+async def _spool(settings: Settings, clock: Clock) -> Checked:
+    folder = settings.spool_path
+    if not (folder / "log.sqlite").exists():
+        return Checked("spool", Verdict.NOTE, f"{folder} is not there yet; the first collector makes it")
+    try:
+        depth = await waiting_in(folder, clock)
+    except BusError as error:
+        remedy = "The collector sets a damaged spool aside when it starts; on a network file system set spool.folder."
+        return Checked("spool", Verdict.FAULT, str(error), remedy)
+    if not depth.frames:
+        return Checked("spool", Verdict.OK, f"{folder}: nothing waits")
+    age = "" if depth.oldest_seconds is None else f", the oldest for {depth.oldest_seconds:.0f} s"
+    found = f"{folder}: {depth.frames} frames ({depth.bytes / 1024**2:.1f} MiB) wait{age}"
+    remedy = "The bus is or was away from here; a collector that runs sends them when it is back."
+    return Checked("spool", Verdict.NOTE, found, remedy)
+
+
 async def _store(settings: Settings, _clock: Clock) -> Checked:
     if not settings.store_path.exists():
         return Checked("store", Verdict.NOTE, f"{settings.store_path} is not there yet; the alert role makes it")
@@ -240,6 +258,7 @@ async def _clock(_settings: Settings, clock: Clock) -> Checked:
 CHECKS: dict[str, Check] = {
     "state": _state,
     "bus": _bus,
+    "spool": _spool,
     "store": _store,
     "driver": _driver,
     "training socket": _socket,

@@ -160,10 +160,7 @@ class Spool:
             self.boot = await asyncio.to_thread(machine_boot)
         try:
             self._bus = await self._opened()
-            newest = None
-            with suppress(SpoolBegunAnew):
-                newest = await self._survey()
-            self._running.set_going(self._clock.now() if newest is None else _goes_on_at(newest, self.moment()))
+            await self._count()
         except BaseException:
             await self.__aexit__()
             raise
@@ -328,6 +325,8 @@ class Spool:
         try:
             return await work(bus)
         except (UnreadableLog, LogRemoved) as error:
+            if self._lock is None:
+                raise  # who only looks changes nothing
             await self._begin_anew(bus, error)
             raise SpoolBegunAnew(bus.url, "keep what was in it", error) from error
 
@@ -366,6 +365,13 @@ class Spool:
         bus = EmbeddedBus(self.config.folder, self._running, limits)
         return await bus.__aenter__()
 
+    async def _count(self) -> None:
+        """Know what waits, and let the running clock go on where the newest entry ends."""
+        newest = None
+        with suppress(SpoolBegunAnew):
+            newest = await self._survey()
+        self._running.set_going(self._clock.now() if newest is None else _goes_on_at(newest, self.moment()))
+
     async def _survey(self) -> Entry | None:
         """Count what waits, and return the newest of it."""
         committed = await self._with_log(lambda bus: bus.committed(_DRAINED))
@@ -383,6 +389,16 @@ class Spool:
                     newest = entry if newest is None or entry.offset > newest.offset else newest
                 at = entries[-1].offset + 1
         return newest
+
+
+async def waiting_in(folder: Path, clock: Clock) -> Depth:
+    """What waits in the spool in ``folder``, whoever uses it: nothing is locked, sent, or dropped."""
+    spool = Spool(SpoolConfig(folder), clock)
+    spool.boot = await asyncio.to_thread(machine_boot)
+    async with EmbeddedBus(folder, clock, {}) as spool._bus:
+        await spool._count()
+    spool._bus = None
+    return spool.depth
 
 
 def _goes_on_at(newest: Entry, now: Moment) -> float:

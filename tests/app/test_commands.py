@@ -18,6 +18,7 @@ from app.cli import app
 from app.failures import explain, fault_of
 from app.processes import talking
 from app.settings import SettingsError
+from collectors.spool import SpoolConfig
 from telemetry_bus.embedded import EmbeddedBus
 from telemetry_bus.errors import BusClosed, BusUnavailable
 from telemetry_bus.metric_names import GPU_METRIC_NAMES
@@ -29,7 +30,7 @@ from tests.fakes.nvml.library import FakeDriver, compile_fake
 from tests.fakes.webhook_server import SECRET, Answer, WebhookServer
 
 READY_SECONDS = 50.0
-CHECKS = ["state", "bus", "store", "driver", "training socket", "receivers", "clock"]
+CHECKS = ["state", "bus", "spool", "store", "driver", "training socket", "receivers", "clock"]
 IDENTITY = ("schema", "node", "gpu", "uuid")
 
 
@@ -91,6 +92,23 @@ async def test_doctor_names_every_fault_and_what_to_do(tmp_path: Path) -> None:
     assert "is not a socket" in faults["training socket"]["found"]
     assert "oncall" in faults["receivers"]["found"]
     assert SECRET not in "\n".join(ended.lines) + ended.error
+
+
+async def test_doctor_says_what_waits_in_the_spool_and_leaves_it_there(tmp_path: Path) -> None:
+    """A note with frames, bytes and age while a collector has it, and `ok` where nothing waits."""
+    state, clock = tmp_path / "state", SystemClock()
+    async with SpoolConfig(state / "spool").build(clock) as spool:
+        for _ in range(3):
+            await spool.append(Topic.GPU, b"x", key="n", rows=1, simulated=True, stamped=spool.moment())
+        ended = await nantucket("doctor", "--json", "--state", state)
+        (row,) = [row for row in ended.rows if row["check"] == "spool"]
+        assert (row["verdict"], "3 frames" in row["found"]) == ("note", True)
+        assert "the oldest for" in row["found"]
+        assert len(await spool.read()) == 3
+        await spool.settle(await spool.read())
+    ended = await nantucket("doctor", "--json", "--state", state)
+    (row,) = [row for row in ended.rows if row["check"] == "spool"]
+    assert (row["verdict"], "nothing waits" in row["found"]) == ("ok", True)
 
 
 async def test_doctor_finds_damage_inside_a_log_that_opens(tmp_path: Path) -> None:
