@@ -162,8 +162,9 @@ class Pager:
         incident = next((item for item in known.scene.open if item.id == identity), None)
         if incident is not None:
             have = {letter.delivery.receiver for letter in letters}
-            first = self._planner.announce(incident, self._clock.now(), (BLIND,))
-            letters.extend(Letter(delivery) for delivery in first if delivery.receiver not in have)
+            if not have.issuperset(incident.told):
+                first = self._planner.announce(incident, self._clock.now(), (BLIND,))
+                letters.extend(Letter(delivery) for delivery in first if delivery.receiver not in have)
             proven = {receipt.delivery_id for receipt in self._receipts.taken_off(finding)[1].receipts}
             for letter in letters:
                 if letter.delivery.id in proven:  # another gateway, or this one before a restart, has sent it

@@ -90,6 +90,19 @@ def test_what_a_slice_says_of_its_partitions_is_its_own_trouble(
     assert said.subject == subject
 
 
+@pytest.mark.parametrize(("part", "says"), [("", 1), ("0/2", 0)])
+def test_a_slice_calls_no_job_unreported_whose_rows_another_slice_reads(part: str, says: int) -> None:
+    """A node's GPUs lie in the partition of the node, the rows of its jobs in that of the job."""
+    detector, maker = detector_config("busy_without_rows").build(), FrameMaker("n1/gpu")
+    found: list[Finding] = []
+    for second in range(200):
+        now = START + second
+        row = {"time": [now], "node": ["n1"], "gpu": [0], "simulated": [False], "gpu_utilization_percent": [90.0]}
+        detector.observe(maker.make("gpu/1", row, now))
+        found += detector.tick(now, ReaderHealth(watching_since=START - 1000, part=part))
+    assert len(found) == says
+
+
 @pytest.mark.parametrize(
     ("said_by", "part", "is_handed_over"),
     [
