@@ -1,4 +1,4 @@
-import type { Quantised } from "./types";
+import type { HeatEvent } from "./types";
 
 /** What a cell holds: a finite value, or why there is none. */
 export const FINITE = 0;
@@ -7,7 +7,12 @@ export const NOT_A_NUMBER = 2;
 export const POSITIVE_INFINITY = 3;
 export const NEGATIVE_INFINITY = 4;
 
-const CODE_TOP = 65_000;
+export const STALE = 5;
+
+/** Codes up to the top are values; the five at the very end say, from the last one down, what kind of none it is. */
+const TOPS = { 8: 250, 16: 65_000 } as const;
+const ENDS = { 8: 255, 16: 65_535 } as const;
+const KINDS = [MISSING, NOT_A_NUMBER, POSITIVE_INFINITY, NEGATIVE_INFINITY, STALE] as const;
 
 export interface Cells {
   values: Float64Array;
@@ -21,26 +26,46 @@ export function bytesOf(base64: string): Uint8Array {
   return bytes;
 }
 
-/** Little-endian uint16 codes back to values; the topmost codes stand for what no number can say. */
-export function decodeCells(sent: Quantised): Cells {
-  const bytes = bytesOf(sent.codes);
-  const count = bytes.length >> 1;
-  const values = new Float64Array(count).fill(Number.NaN);
-  const kinds = new Uint8Array(count);
-  const scale = (sent.to - sent.from) / CODE_TOP;
-  for (let at = 0; at < count; at++) {
-    const code = bytes[2 * at]! | (bytes[2 * at + 1]! << 8);
-    if (code <= CODE_TOP) values[at] = sent.from + code * scale;
-    else kinds[at] = kindOf(code);
+/** The codes of one channel as they stand: what has changed is put over what was there. */
+export class Picture {
+  codes: Uint8Array | Uint16Array = new Uint8Array();
+  #of = "";
+
+  /** Take an event; false if it is about changes of a picture that is not this one. */
+  take(sent: HeatEvent): boolean {
+    const codes = codesOf(sent);
+    const of = `${sent.metric} ${sent.fold} ${sent.revision} ${sent.bits}`;
+    if (sent.changed === undefined) {
+      this.codes = codes;
+      this.#of = of;
+      return true;
+    }
+    if (of !== this.#of) return false;
+    const changed = bytesOf(sent.changed);
+    let next = 0;
+    for (let at = 0; at < this.codes.length; at++) if (bit(changed, at)) this.codes[at] = codes[next++]!;
+    return true;
   }
-  return { values, kinds };
 }
 
-function kindOf(code: number): number {
-  if (code === 65_534) return NOT_A_NUMBER;
-  if (code === 65_533) return POSITIVE_INFINITY;
-  if (code === 65_532) return NEGATIVE_INFINITY;
-  return MISSING;
+function codesOf(sent: HeatEvent): Uint8Array | Uint16Array {
+  const bytes = bytesOf(sent.codes);
+  if (sent.bits === 8) return bytes;
+  return Uint16Array.from({ length: bytes.length >> 1 }, (_, at) => bytes[2 * at]! | (bytes[2 * at + 1]! << 8));
+}
+
+/** Codes back to values; the topmost codes stand for what no number can say. */
+export function decodeCells(codes: Uint8Array | Uint16Array, sent: HeatEvent): Cells {
+  const [top, end] = [TOPS[sent.bits], ENDS[sent.bits]];
+  const values = new Float64Array(codes.length).fill(Number.NaN);
+  const kinds = new Uint8Array(codes.length);
+  const scale = (sent.to - sent.from) / top;
+  for (let at = 0; at < codes.length; at++) {
+    const code = codes[at]!;
+    if (code <= top) values[at] = sent.from + code * scale;
+    else kinds[at] = KINDS[end - code] ?? MISSING;
+  }
+  return { values, kinds };
 }
 
 /** Little-endian bits, one a cell. */

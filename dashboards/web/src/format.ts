@@ -32,6 +32,12 @@ export function compact(value: number): string {
   return value.toLocaleString("en-US", { notation: "compact", minimumFractionDigits: 0, maximumFractionDigits: 2 }).replace(/([A-Z])$/, " $1");
 }
 
+/** A size: 3.4 GB. */
+export function size(bytes: number): string {
+  const step = Math.min(4, Math.max(0, Math.floor(Math.log10(Math.max(1, bytes)) / 3)));
+  return `${(bytes / 1000 ** step).toFixed(step === 0 ? 0 : 1)} ${["B", "KB", "MB", "GB", "TB"][step]!}`;
+}
+
 /** Dollars: cents while they can be seen to move, whole dollars from a hundred on. */
 export function dollars(value: number | null): string {
   if (value === null || !Number.isFinite(value)) return ABSENT;

@@ -1,11 +1,11 @@
-import { bit, bytesOf, type Cells, decodeCells, FINITE, MISSING, NEGATIVE_INFINITY, NOT_A_NUMBER } from "./codes";
+import { type Cells, decodeCells, FINITE, MISSING, NEGATIVE_INFINITY, NOT_A_NUMBER, Picture, POSITIVE_INFINITY, STALE } from "./codes";
 import { byId, choice, cssColor, make, say } from "./dom";
 import { plural } from "./format";
 import { corner, type HeatLayout, heatLayout, under } from "./heat_layout";
 import { gradient, isLight, shade } from "./ramp";
-import type { FleetEvent, FleetLayout, HeatChoice, HeatNow, Quantised } from "./types";
+import type { FleetEvent, FleetLayout, HeatChoice, HeatEvent } from "./types";
 
-const NAMES: Record<number, string> = { [MISSING]: "not reported", [NOT_A_NUMBER]: "NaN", [NEGATIVE_INFINITY]: "−Inf", 3: "+Inf" };
+const NAMES: Record<number, string> = { [MISSING]: "not reported", [NOT_A_NUMBER]: "NaN", [NEGATIVE_INFINITY]: "−Inf", [POSITIVE_INFINITY]: "+Inf", [STALE]: "stale" };
 
 /** From this size on, a cell has room for its number. */
 const NUMBER_CELL = 58;
@@ -20,15 +20,17 @@ export class Heatmap {
   #now: FleetEvent | null = null;
   #metric = localStorage.getItem("heat-metric") ?? "gpu_utilization_percent";
   #fold: "worst" | "mean" = "worst";
+  #picture = new Picture();
+  #sent: HeatEvent | null = null;
   #cells: Cells | null = null;
-  #stale: Uint8Array = new Uint8Array();
   #grid: HeatLayout | null = null;
   #starts: number[] = [];
   #focus: number | null = null;
   #pointer: { x: number; y: number } | null = null;
   #legendKey = "";
 
-  constructor() {
+  /** `onLook` is told when somebody wants to see another metric: only what is looked at is sent. */
+  constructor(private readonly onLook: () => void) {
     new ResizeObserver(() => this.#draw(true)).observe(this.#box);
     this.#canvas.addEventListener("pointermove", (event) => {
       this.#pointer = { x: event.offsetX, y: event.offsetY };
@@ -49,9 +51,23 @@ export class Heatmap {
     if (event.choices !== undefined) this.#choices = event.choices;
     if (this.#layout === null || this.#layout.revision !== event.revision) return;
     this.#now = event;
-    this.#decode();
+    if (fresh && this.#sent?.revision !== event.revision) this.#cells = null;
     this.#controls();
-    this.#draw(fresh);
+    if (fresh) this.#draw(true);
+  }
+
+  /** What is looked at, by the name under which it is asked for. */
+  get channel(): string {
+    return `${this.#metric}:${this.#fold}`;
+  }
+
+  /** Take cells; those of another metric, or of another layout, are left out. */
+  paint(event: HeatEvent): void {
+    if (`${event.metric}:${event.fold}` !== this.channel || this.#layout?.revision !== event.revision) return;
+    if (!this.#picture.take(event)) return;
+    this.#sent = event;
+    this.#cells = decodeCells(this.#picture.codes, event);
+    this.#draw(false);
     if (this.#pointer !== null || this.#focus !== null) this.#showTooltip();
   }
 
@@ -62,17 +78,6 @@ export class Heatmap {
 
   get #chosen(): HeatChoice | undefined {
     return this.#choices.find((one) => one.name === this.#metric) ?? this.#choices[0];
-  }
-
-  #decode(): void {
-    const chosen = this.#chosen;
-    const sent = chosen === undefined ? undefined : this.#now?.metrics[chosen.name];
-    this.#cells = sent === undefined ? null : decodeCells(this.#sentCells(sent));
-    this.#stale = bytesOf(this.#now?.stale_cells ?? "");
-  }
-
-  #sentCells(sent: HeatNow): Quantised {
-    return "worst" in sent ? sent[this.#fold] : sent;
   }
 
   #controls(): void {
@@ -100,9 +105,11 @@ export class Heatmap {
   }
 
   #again(): void {
-    this.#decode();
+    this.#cells = null;
+    this.#sent = null;
     this.#controls();
     this.#draw(false);
+    this.onLook();
   }
 
   #legend(): void {
@@ -154,7 +161,7 @@ export class Heatmap {
         const at = layout.cells === "nodes" ? node : this.#starts[node]! + inNode;
         const { x, y } = corner(grid, node, inNode);
         const kind = cells.kinds[at];
-        if (bit(this.#stale, at)) outlined(context, x, y, grid.cell, ink.stale);
+        if (kind === STALE) outlined(context, x, y, grid.cell, ink.stale);
         else if (kind === FINITE) {
           context.fillStyle = shade(cells.values[at]!, calm, glaring);
           context.fillRect(x, y, grid.cell, grid.cell);
@@ -213,11 +220,10 @@ export class Heatmap {
     if (name === undefined || size === undefined || inNode >= size) return null;
     const at = layout.cells === "nodes" ? node : this.#starts[node]! + inNode;
     const chosen = this.#chosen!;
-    const kind = this.#cells!.kinds[at]!;
+    const kind = this.#cells?.kinds[at] ?? MISSING;
     const value = kind === FINITE ? withUnit(this.#cells!.values[at]!, chosen.unit) : NAMES[kind]!;
-    const stale = bit(this.#stale, at) ? ", stale" : "";
-    if (layout.cells === "nodes") return [name, `${plural(layout.sizes[node]!, "GPU")}`, `${chosen.title}, ${this.#fold}: ${value}${stale}`];
-    return [`${name} · GPU ${layout.gpu![at]}`, layout.uuid![at] ?? "no UUID", `${chosen.title}: ${value}${stale}`];
+    if (layout.cells === "nodes") return [name, `${plural(layout.sizes[node]!, "GPU")}`, `${chosen.title}, ${this.#fold}: ${value}`];
+    return [`${name} · GPU ${layout.gpu![at]}`, layout.uuid![at] ?? "no UUID", `${chosen.title}: ${value}`];
   }
 }
 

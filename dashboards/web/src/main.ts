@@ -7,9 +7,10 @@ import { compact, integer } from "./format";
 import { Heatmap } from "./heatmap";
 import { drawer, Incidents } from "./incidents";
 import { renderJobs, sortedJobs } from "./jobs";
+import { showSources } from "./sources";
 import { type EventName, Stream } from "./stream";
 import { showLink, showTiles, showVerdict } from "./strip";
-import type { CurveEvent, FleetEvent, HealthEvent, IncidentsEvent, JobDetail, JobsEvent } from "./types";
+import type { CurveEvent, FleetEvent, HealthEvent, HeatEvent, IncidentsEvent, JobDetail, JobsEvent } from "./types";
 import { STALE_AFTER, verdict } from "./verdict";
 
 const SPANS: Record<string, number | null> = { all: null, "500": 500, "100": 100 };
@@ -17,7 +18,7 @@ const SPANS: Record<string, number | null> = { all: null, "500": 500, "100": 100
 /** The server thins a curve at 4,096 points; a page that has twice as many asks for the thinned one. */
 const POINTS_MAX = 8_192;
 
-const heatmap = new Heatmap();
+const heatmap = new Heatmap(() => stream.again());
 const curves = new Curves();
 const incidents = new Incidents();
 let fleet: FleetEvent | null = null;
@@ -33,13 +34,15 @@ let span = localStorage.getItem("curve-span") ?? "all";
 let clockAhead = 0;
 let shownAt = 0;
 
-const stream = new Stream("/api/v1/stream", onEvent, refreshLink);
+const stream = new Stream(() => `/api/v1/stream?heat=${heatmap.channel}`, onEvent, refreshLink);
 
 function onEvent(name: EventName, data: unknown): void {
   if (name === "fleet") {
     const event = data as FleetEvent;
     fleet = event;
     heatmap.update(event);
+  } else if (name === "heat") {
+    heatmap.paint(data as HeatEvent);
   } else if (name === "jobs") {
     jobs = data as JobsEvent;
     choose();
@@ -165,6 +168,7 @@ function refresh(): void {
   showVerdict(verdict({ silent, open, newest: newest?.title ?? null, fleet, jobs, health }));
   showTiles(fleet, jobs, health, incidents.total(now()), (open["page"] ?? 0) + (open["ticket"] ?? 0));
   if (jobs !== null) renderJobs(jobs, worstOfJobs(), selected);
+  if (health !== null) showSources(health, now());
   showJobLine();
   refreshLink();
 }

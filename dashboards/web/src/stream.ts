@@ -1,7 +1,7 @@
 /** The connection to the server: server-sent events, tried again with a growing wait, and watched for silence. */
 export type LinkState = { kind: "connecting" } | { kind: "live" } | { kind: "waiting"; until: number };
 
-const EVENTS = ["fleet", "jobs", "curve", "incidents", "health", "skipped"] as const;
+const EVENTS = ["fleet", "heat", "jobs", "curve", "incidents", "health", "skipped"] as const;
 export type EventName = (typeof EVENTS)[number];
 
 const WAIT_FIRST_MS = 500;
@@ -17,14 +17,22 @@ export class Stream {
   #timer = 0;
 
   constructor(
-    private readonly url: string,
+    /** Where to connect: asked each time, for what is looked at may have changed. */
+    private readonly url: () => string,
     private readonly onEvent: (name: EventName, data: unknown) => void,
     private readonly onState: (state: LinkState) => void,
   ) {}
 
+  /** Connect anew, at once: something else is looked at. */
+  again(): void {
+    this.#source?.close();
+    clearTimeout(this.#timer);
+    this.open();
+  }
+
   open(): void {
     this.#set({ kind: "connecting" });
-    const source = new EventSource(this.url);
+    const source = new EventSource(this.url());
     this.#source = source;
     source.onerror = () => this.#retry();
     for (const name of EVENTS) {

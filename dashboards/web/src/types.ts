@@ -1,13 +1,17 @@
 /** What the server sends. Absent is null; a number that arithmetic made non-finite is one of three strings. */
 export type Num = number | null | "NaN" | "Infinity" | "-Infinity";
 
-export interface Quantised {
+/** The cells of one metric: all of them, or, with `changed` (a bit a cell), those that have changed. */
+export interface HeatEvent {
+  metric: string;
+  fold: string;
+  revision: number;
+  bits: 8 | 16;
   from: number;
   to: number;
   codes: string;
+  changed?: string;
 }
-
-export type HeatNow = (Quantised | { worst: Quantised; mean: Quantised }) & { mean_all: number | null };
 
 export interface HeatChoice {
   name: string;
@@ -35,8 +39,6 @@ export interface FleetEvent {
   reporting: number;
   stale: number;
   simulated: number;
-  stale_cells: string;
-  metrics: Record<string, HeatNow>;
   layout?: FleetLayout;
   choices?: HeatChoice[];
 }
@@ -145,4 +147,18 @@ export interface HealthEvent {
   newest_record: number | null;
   frames: { seen: number; outstanding: number; lost: number; missing: number; duplicate: number };
   refused: Record<string, number>;
+  /** Frames by source: those with the most, and "(others)". */
+  losses: { outstanding: Record<string, number>; lost: Record<string, number>; duplicate: Record<string, number> };
+  regions: RegionLine[];
+  buses: { url: string; away_since: number | null; problem: string | null }[];
+  /** Backlogs that wait on nodes' disks. */
+  spools: { nodes: number; frames: number; bytes: number; oldest_seconds: number | null };
+}
+
+export interface RegionLine {
+  region: string;
+  gpus: number;
+  reporting: number;
+  last_frame: number;
+  cut_off_since: number | null;
 }

@@ -1,11 +1,16 @@
 import { describe, expect, test } from "vitest";
-import { bit, decodeCells, FINITE, MISSING, NEGATIVE_INFINITY, NOT_A_NUMBER, POSITIVE_INFINITY } from "../src/codes";
+import { bit, decodeCells, FINITE, MISSING, NEGATIVE_INFINITY, NOT_A_NUMBER, Picture, POSITIVE_INFINITY, STALE } from "../src/codes";
 import { applyDelta, type Curve, drawn, latest } from "../src/curve";
 import { ABSENT, compact, dollars, duration, isNonFinite, lag, number, seconds } from "../src/format";
 import { corner, heatLayout, under } from "../src/heat_layout";
 import { shade } from "../src/ramp";
-import type { FleetEvent, HealthEvent } from "../src/types";
+import { lossWords, regionLine } from "../src/sources";
+import type { FleetEvent, HealthEvent, HeatEvent } from "../src/types";
 import { type Known, verdict } from "../src/verdict";
+
+function heat(codes: number[], more: Partial<HeatEvent> = {}): HeatEvent {
+  return { metric: "power_watts", fold: "worst", revision: 1, bits: 8, from: 0, to: 100, codes: btoa(String.fromCharCode(...codes)), ...more };
+}
 
 describe("absent, zero and NaN", () => {
   test("are three different texts", () => {
@@ -19,9 +24,10 @@ describe("absent, zero and NaN", () => {
   });
 
   test("are three different kinds of cell", () => {
-    const codes = new Uint8Array(new Uint16Array([0, 65_000, 65_535, 65_534, 65_533, 65_532]).buffer);
-    const cells = decodeCells({ from: 0, to: 100, codes: btoa(String.fromCharCode(...codes)) });
-    expect([...cells.kinds]).toEqual([FINITE, FINITE, MISSING, NOT_A_NUMBER, POSITIVE_INFINITY, NEGATIVE_INFINITY]);
+    const codes = new Uint16Array([0, 65_000, 65_535, 65_534, 65_533, 65_532, 65_531]);
+    const cells = decodeCells(codes, heat([], { bits: 16 }));
+    expect([...cells.kinds]).toEqual([FINITE, FINITE, MISSING, NOT_A_NUMBER, POSITIVE_INFINITY, NEGATIVE_INFINITY, STALE]);
+    expect([...decodeCells(new Uint8Array([0, 250, 255, 254, 253, 252, 251]), heat([])).kinds]).toEqual([...cells.kinds]);
     expect([...cells.values.slice(0, 2)]).toEqual([0, 100]);
     expect(cells.values[2]).toBeNaN();
   });
@@ -100,6 +106,17 @@ describe("the heatmap", () => {
     expect(shade(1, 1, 1)).toBe(shade(0, 0, 1));
   });
 
+  test("changes are put over the cells that were there, and only over those of the same picture", () => {
+    const picture = new Picture();
+    expect(picture.take(heat([1, 2, 3], { changed: btoa("\x02") }))).toBe(false);
+    expect(picture.take(heat([1, 2, 3]))).toBe(true);
+    expect(picture.take(heat([9, 8], { changed: btoa("\x05") }))).toBe(true);
+    expect([...picture.codes]).toEqual([9, 2, 8]);
+    expect(picture.take(heat([7], { changed: btoa("\x01"), metric: "temperature_celsius" }))).toBe(false);
+    expect(picture.take(heat([0, 1, 44, 1], { bits: 16 }))).toBe(true);
+    expect([...picture.codes]).toEqual([256, 300]);
+  });
+
   test("bits are little endian, and none beyond the end is set", () => {
     expect([0, 1, 8, 99].map((at) => bit(new Uint8Array([0b10, 0b1]), at))).toEqual([false, true, true, false]);
   });
@@ -115,8 +132,12 @@ describe("the verdict", () => {
     newest_record: 0,
     frames: { seen: 0, outstanding: 0, lost: 0, missing: 0, duplicate: 0 },
     refused: {},
+    losses: { outstanding: {}, lost: {}, duplicate: {} },
+    regions: [],
+    buses: [],
+    spools: { nodes: 0, frames: 0, bytes: 0, oldest_seconds: null },
   };
-  const fleet: FleetEvent = { time: 0, revision: 0, gpus: 8, reporting: 8, stale: 0, simulated: 0, stale_cells: "", metrics: {} };
+  const fleet: FleetEvent = { time: 0, revision: 0, gpus: 8, reporting: 8, stale: 0, simulated: 0 };
   const known: Known = { silent: 0.2, open: {}, newest: null, fleet, jobs: null, health };
 
   test.each([
@@ -135,6 +156,22 @@ describe("the verdict", () => {
     ["unknown", "CONNECTING", { silent: null }],
   ])("is %s (%s) where that is what is known", (level, headline, changed) => {
     expect(verdict({ ...known, ...changed })).toMatchObject({ level, headline });
+  });
+
+  test("of the sources names the worst, and says nothing where nothing is missing", () => {
+    expect(lossWords(health)).toBe("");
+    const outstanding = { "n7/gpu": 12, "n3/gpu": 4, "n1/gpu": 2, "n2/gpu": 1, "(others)": 20 };
+    const spools = { nodes: 5, frames: 12_000, bytes: 3_400_000_000, oldest_seconds: 720 };
+    expect(lossWords({ ...health, losses: { outstanding, lost: { "n9/gpu": 1 }, duplicate: {} }, spools })).toBe(
+      "Missing: n7/gpu 12, n3/gpu 4, n1/gpu 2, others 21 · Lost: n9/gpu 1 · Backlog: 5 nodes, 12,000 frames, 3.4 GB, oldest 12 min 00 s",
+    );
+  });
+
+  test("of a region that is cut off has the time of its last frame", () => {
+    const line = { region: "eu-1", gpus: 2048, reporting: 0, last_frame: 100, cut_off_since: null };
+    expect(regionLine(line, 190)).toMatchObject({ bad: false });
+    expect(regionLine({ ...line, cut_off_since: 100 }, 190)).toMatchObject({ bad: true });
+    expect(regionLine({ ...line, cut_off_since: 100 }, 190).text).toContain("(1 min 30 s) · 2,048 GPUs");
   });
 });
 
