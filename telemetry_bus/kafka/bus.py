@@ -5,6 +5,7 @@ import contextlib
 import math
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 from telemetry_bus.bus import WHOLE, AtOffset, AtTime, Earliest, Latest, Positions, Slice, Start
@@ -26,6 +27,8 @@ PAYLOAD_BYTES_MAX = FRAME_BYTES_MAX
 LOOK_SECONDS = 0.1
 LOOK_RECORDS = 10_000
 """Of the topic positions, whose records have some hundred bytes."""
+ASK_THREADS = 4
+"""Questions to a cluster that is away block a thread for seconds each: not one that others wait for."""
 
 T = TypeVar("T")
 
@@ -41,24 +44,30 @@ class KafkaBus:
         self.url = str(self._address)
         self._options = KafkaOptions() if options is None else options
         self._clock = clock
+        self._threads = ThreadPoolExecutor(ASK_THREADS, thread_name_prefix="nantucket-kafka-asker")
         self._publisher: Publisher | None = None
         self._administrator: Administrator | None = None
         self._administrating = asyncio.Lock()
-        self._committed: dict[bytes, dict[Topic, dict[int, int]]] = {}
 
     async def __aenter__(self) -> Self:
         """Open it. Nothing is sent yet."""
         self._publisher = Publisher(
-            self._connection() | settings.producer(self._options), self.url, self._clock, self._options.timeout_seconds
+            self._connection() | settings.producer(self._options),
+            self.url,
+            self._clock,
+            self._options.timeout_seconds,
+            self._threads,
         )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Wait until what is under way is durable or has failed, and close."""
         publisher, self._publisher = self._publisher, None
-        self._administrator = None
+        administrator, self._administrator = self._administrator, None
         if publisher is not None:
             await publisher.close()
+        if administrator is not None:
+            await self._in_thread(administrator.close)
 
     async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> Sequence[int]:
         """Append ``payloads`` to the partition that ``key`` chooses; their offsets once all replicas have them."""
@@ -86,7 +95,7 @@ class KafkaBus:
         order = TimeOrder({lane: max(0, first[spot]) for spot, lane in lanes.items()})
         for spot, end in ends.items():
             order.reached(lanes[spot], end)
-        consumer = await asyncio.to_thread(self._consumer, first)
+        consumer = await self._in_thread(lambda: self._consumer(first))
         subscription = KafkaSubscription(
             consumer,
             lanes,
@@ -106,12 +115,8 @@ class KafkaBus:
         """Remember durably how far ``group`` has come."""
         publisher = self._opened(f"commit for {group}")
         kept.checked(group, positions)
-        key = kept.commit_key(group, positions)
-        if key not in self._committed:
-            self._committed[key] = {}
-            kept.merge(self._committed[key], _only(await self.committed(group), positions))
-        kept.merge(self._committed[key], positions)
-        await publisher.append(self._address.name(POSITIONS), kept.commit_value(self._committed[key]), key)
+        name, key = self._address.name(POSITIONS), kept.commit_key(group, positions)
+        await publisher.append(name, kept.commit_value(positions), key)
 
     async def committed(self, group: str) -> Positions:
         """How far ``group`` has come, by the largest offset that any of its members has committed."""
@@ -145,7 +150,7 @@ class KafkaBus:
         spot = (name, 0)
         end = (await self._ask(lambda administrator: administrator.ends([spot])))[spot]
         start = (await self._ask(lambda administrator: administrator.starts([spot])))[spot]
-        return await asyncio.to_thread(self._fold, spot, start, end)
+        return await self._in_thread(lambda: self._fold(spot, start, end))
 
     def _fold(self, spot: Spot, start: int, end: int) -> kept.Folded:
         folded = kept.Folded()
@@ -176,11 +181,14 @@ class KafkaBus:
     async def _ask(self, question: Callable[[Administrator], T]) -> T:
         async with self._administrating:
             if self._administrator is None:
-                self._administrator = await asyncio.to_thread(
-                    Administrator, self._connection(), Faults(self.url), self._options.timeout_seconds
+                self._administrator = await self._in_thread(
+                    lambda: Administrator(self._connection(), Faults(self.url), self._options.timeout_seconds)
                 )
             administrator = self._administrator
-        return await asyncio.to_thread(question, administrator)
+        return await self._in_thread(lambda: question(administrator))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _check_open(self, action: str) -> None:
         self._opened(action)
@@ -227,12 +235,3 @@ def _first(
             case _:
                 first |= {spot: ends.get(spot, END) for spot in spots}
     return first, ends
-
-
-def _only(positions: Positions, wanted: Positions) -> Positions:
-    """Of ``positions``, the partitions that ``wanted`` names."""
-    return {
-        topic: {partition: offsets[partition] for partition in wanted[topic] if partition in offsets}
-        for topic, offsets in positions.items()
-        if topic in wanted
-    }

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 
 from telemetry_bus.errors import BusError, BusUnavailable
 from telemetry_bus.kafka.driver import Faults, Producer, ProducerFailed
@@ -12,12 +13,18 @@ from telemetry_bus.runtime.clock import Clock
 COUNT_SECONDS = 60.0
 """How old the known number of a topic's partitions may be before it is asked for again, beside the work."""
 
+ANSWER_EXTRA_SECONDS = 2.0
+"""A message times out in the driver, which then says so; where it does not, its fault leaves nobody waiting."""
+
 
 class Publisher:
     """The producer of a bus, made with the first message: a bus can be opened while its cluster is away."""
 
-    def __init__(self, settings: dict[str, Setting], url: str, clock: Clock, timeout_seconds: float) -> None:
+    def __init__(
+        self, settings: dict[str, Setting], url: str, clock: Clock, timeout_seconds: float, threads: Executor
+    ) -> None:
         self._settings, self._url, self._clock, self._timeout_seconds = settings, url, clock, timeout_seconds
+        self._threads = threads
         self._producer: Producer | None = None
         self._making = asyncio.Lock()
         self._counts: dict[str, tuple[int, float]] = {}
@@ -85,10 +92,14 @@ class Publisher:
         self._bytes_under_way += size
         producer.send(topic, partition, payloads, lambda result: _in_loop(loop, settle, result), key)
         try:
-            return await answered
+            async with asyncio.timeout(self._timeout_seconds + ANSWER_EXTRA_SECONDS):
+                return await answered
         except ProducerFailed:
             await self._replace(producer)
             raise
+        except TimeoutError as error:
+            await self._replace(producer)
+            raise BusUnavailable(self._url, f"publish to {topic}", "its client does not answer") from error
 
     async def _replace(self, broken: Producer) -> None:
         """The next call makes a new one."""

@@ -104,6 +104,7 @@ def consumer(options: KafkaOptions) -> dict[str, Setting]:
         "enable.auto.offset.store": False,
         "auto.offset.reset": "earliest",
         "enable.partition.eof": True,
+        "max.poll.interval.ms": 86_400_000,  # a reader may take its time; nobody takes its partitions over
         # A broker answers at once when there is something; a partition that is resumed waits for the answer under way.
         "fetch.wait.max.ms": 100,
         "fetch.queue.backoff.ms": 10,

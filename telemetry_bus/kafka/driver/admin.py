@@ -162,6 +162,10 @@ class Administrator:
                     raise
             time.sleep(LEADER_WAIT_SECONDS)
 
+    def close(self) -> None:
+        """Close the connections."""
+        del self._client
+
     def _answer(self, future: "Future[Any]", action: str, topic: str | None = None) -> Any:
         try:
             answer = future.result()
