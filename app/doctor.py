@@ -19,13 +19,16 @@ from app.output import console, print_json
 from app.roles import driver_here, receivers_of
 from app.settings import Settings, SettingsError
 from app.tail import missing_log
+from app.wiring import link_options
 from collectors.errors import CollectorError
 from collectors.registry import SourceOptions, build_source
 from collectors.spool import waiting_in
 from telemetry_bus import Topic, open_bus
 from telemetry_bus.embedded import EmbeddedBus, sqlite_version
-from telemetry_bus.errors import BusError
+from telemetry_bus.errors import BusError, GatewayRefused
 from telemetry_bus.federation import bus_states
+from telemetry_bus.gateway import GatewayOutlet
+from telemetry_bus.outlet import is_gateway
 from telemetry_bus.runtime.clock import Clock, SystemClock
 
 DISK_FREE_BYTES_MIN = 5 * 1024**3
@@ -112,7 +115,26 @@ async def _state(settings: Settings, _clock: Clock) -> Checked:
     return Checked("state", Verdict.OK, found)
 
 
+async def _gateway(settings: Settings, clock: Clock) -> Checked:
+    """The gateway that stands in the bus's place for who only sends: is it there, and does it let this node in?"""
+    url = settings.bus_url
+    try:
+        async with GatewayOutlet(url, clock, link_options(settings)) as outlet:
+            welcome = await outlet.reached()
+    except GatewayRefused as error:
+        remedy = "Set link.token to the gateway's token (environment: NANTUCKET_LINK__TOKEN), or run the same versions."
+        return Checked("bus", Verdict.FAULT, str(error), remedy)
+    except BusError as error:
+        remedy = "Start nantucket gateway there, or mend the URL, the certificates (link.ca, link.cert) or the network."
+        return Checked("bus", Verdict.FAULT, str(error), remedy)
+    pace = welcome.bytes_per_second / 1e6
+    found = f"the gateway {url} lets this node in; it grants a backlog of {pace:.1f} MB/s"
+    return Checked("bus", Verdict.OK, found)
+
+
 async def _bus(settings: Settings, clock: Clock) -> Checked:
+    if is_gateway(settings.bus_url):
+        return await _gateway(settings, clock)
     if (missing := missing_log(settings.bus_url)) is not None:
         if settings.bus is None:
             return Checked("bus", Verdict.NOTE, f"{missing} is not there yet; the first role that starts makes it")

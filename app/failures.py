@@ -9,9 +9,19 @@ from app.settings import SettingsError
 from collectors.errors import CollectorError, UnknownSource
 from dashboards.errors import DashboardError, TokenRequired
 from telemetry_bus.errors import BusClosed, BusError, UnknownBus, UnsuitableFolder
+from telemetry_bus.gateway.errors import OpenToAll
 
 FAILED, MISUSED = 1, 2
-_MISUSE = (SettingsError, BadSetting, UnknownReceiver, UnknownSource, TokenRequired, UnknownBus, UnsuitableFolder)
+_MISUSE = (
+    SettingsError,
+    BadSetting,
+    UnknownReceiver,
+    UnknownSource,
+    TokenRequired,
+    UnknownBus,
+    UnsuitableFolder,
+    OpenToAll,
+)
 _KNOWN = (AlertingError, BusError, CollectorError, DashboardError, PeerMissing, ProcessFailed, SettingsError)
 
 

@@ -15,11 +15,11 @@ from app.figures import figures
 from app.gateway import gateway_role
 from app.output import console, print_json
 from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
-from app.settings import Settings, secret
-from app.wiring import Wiring, owned_tasks
+from app.settings import Settings
+from app.wiring import Wiring, link_options, owned_tasks
 from collectors.errors import CollectorError
 from collectors.once import collect_once
-from telemetry_bus import Bus, Outlet, OutletOptions, open_bus, open_outlet
+from telemetry_bus import Bus, Outlet, open_bus, open_outlet
 from telemetry_bus.outlet import BusOutlet, is_gateway
 from telemetry_bus.runtime.clock import Clock, SystemClock
 from telemetry_bus.runtime.secret import Secret
@@ -57,12 +57,6 @@ async def _way_up(settings: Settings, clock: Clock, stack: contextlib.AsyncExitS
         return None, await stack.enter_async_context(open_outlet(url, clock, link_options(settings)))
     bus = await stack.enter_async_context(open_bus(url, clock, settings.kafka.options))
     return bus, BusOutlet(bus, is_open=True)
-
-
-def link_options(settings: Settings) -> OutletOptions:
-    """What this node shows to a gateway."""
-    link = settings.link
-    return OutletOptions(settings.node, settings.region, secret(link.token), link.ca, link.cert, link.key)
 
 
 async def collect_once_command(settings: Settings, *, as_json: bool) -> int:

@@ -6,11 +6,17 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.settings import Settings, SettingsError
+from app.settings import Settings, SettingsError, secret
 from app.telemetry import Gauges
 from telemetry_bus.bus import Bus
-from telemetry_bus.outlet import Outlet
+from telemetry_bus.outlet import Outlet, OutletOptions
 from telemetry_bus.runtime.clock import Clock
+
+
+def link_options(settings: Settings) -> OutletOptions:
+    """What this node shows to a gateway."""
+    link = settings.link
+    return OutletOptions(settings.node, settings.region, secret(link.token), link.ca, link.cert, link.key)
 
 
 class Owned:

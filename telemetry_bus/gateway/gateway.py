@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from telemetry_bus.dead_letter import PAYLOAD_BYTES_MAX, DeadLetters
 from telemetry_bus.errors import BusUnavailable, FrameError, OutletFull
@@ -85,9 +85,9 @@ class Gateway:
             self._stack.callback(self._tasks.create_task(work).cancel)
         return self
 
-    async def __aexit__(self, *exc_info: Any) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         """Stop. Whoever wants answers for what is under way calls :meth:`drain` first."""
-        await self._stack.__aexit__(*exc_info)
+        await self._stack.aclose()  # not told of an error in the block, which would come out in a group
         self._tasks = None
 
     @property

@@ -6,7 +6,7 @@ import math
 import random
 import ssl
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 from telemetry_bus.errors import BusClosed, BusUnavailable, GatewayRefused, UnknownBus
@@ -57,10 +57,10 @@ class GatewayOutlet:
         self._is_open = True
         return self
 
-    async def __aexit__(self, *exc_info: Any) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         """Hang up. What is under way fails as if the gateway were away."""
         self._is_open = False
-        await self._stack.__aexit__(*exc_info)
+        await self._stack.aclose()  # not told of an error in the block, which would come out in a group
 
     @property
     def is_connected(self) -> bool:

@@ -5,7 +5,7 @@ import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from telemetry_bus.gateway.errors import CannotListen, OpenToAll
 from telemetry_bus.gateway.gateway import Gateway
@@ -78,9 +78,9 @@ class LinkServer:
         await server.start_serving()
         return self
 
-    async def __aexit__(self, *exc_info: Any) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         """Take no more links, answer what is under way, and hang up."""
-        await self._stack.__aexit__(*exc_info)
+        await self._stack.aclose()  # not told of an error in the block, which would come out in a group
 
     @property
     def url(self) -> str:

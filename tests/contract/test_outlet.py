@@ -238,3 +238,11 @@ async def test_a_closed_outlet_says_so(way: str, bus: EmbeddedBus) -> None:
         await bus.__aexit__(None, None, None)
     with pytest.raises(BusClosed):
         await outlet.publish(Topic.GPU, [encode(gpu_frame(FrameMaker("n1/gpu")))], "n1")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_error_of_its_user_comes_out_as_it_is(way: str, bus: EmbeddedBus) -> None:
+    """Whoever fails within an open outlet sees that failure, in no group."""
+    with pytest.raises(KeyError):
+        async with WAYS[way](bus):
+            raise KeyError("the user's own")
