@@ -20,6 +20,7 @@ from telemetry_bus.gateway import otlp, remote_write, train_json
 from telemetry_bus.gateway.bodies import Bound, Holding, gunzip, holding, identity, media_type, read_body, unpacker
 from telemetry_bus.gateway.ingest import Ingest
 from telemetry_bus.gateway.ingest_errors import IngestRefused, NoToken, UnknownBody, WrongToken
+from telemetry_bus.gateway.latest_rows import LatestRows
 from telemetry_bus.gateway.metric_rows import Placed, Samples, place
 from telemetry_bus.gateway.pieces import Piece
 from telemetry_bus.gateway.problems import problem
@@ -168,6 +169,7 @@ class Metrics(_Entry):
 
     def __init__(self, ingest: Ingest) -> None:
         super().__init__(ingest)
+        self._latest = LatestRows()
         self._series = {protocol: SeriesCache() for protocol in (PRW1, PRW2, "otlp")}
 
     async def _answer(self, request: Request, held: Holding) -> Response:
@@ -215,7 +217,7 @@ class Metrics(_Entry):
 
     async def _placed(self, read: Callable[[], Samples], held: Holding, job: str | None) -> Placed:
         now, region = self._options.clock.now(), self._options.region
-        placed = await self._in_thread(lambda: place(read(), now, region, job))
+        placed = await self._in_thread(lambda: place(read(), now, region, job, self._latest))
         await self._make_durable(placed.pieces, held)
         counters = self._ingest.counters
         counters.samples += placed.accepted

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from telemetry_bus.cells import TIME_MAX
 from telemetry_bus.frames import Array, batch_of
+from telemetry_bus.gateway.latest_rows import LatestRows
 from telemetry_bus.gateway.metric_mapping import (
     BLANK_FP64,
     BLANK_INT32,
@@ -29,13 +30,15 @@ from telemetry_bus.gateway.metric_mapping import (
     Unmapped,
 )
 from telemetry_bus.gateway.pieces import Piece, pieces_of
-from telemetry_bus.metric_names import GPU_METRICS
+from telemetry_bus.metric_names import GPU_METRIC_NAMES, GPU_METRICS
 
 STALE_BITS = 0x7FF0_0000_0000_0002
 """The NaN with which Prometheus marks a series that has ended; it is a marker, and no value."""
 STALE = np.uint64(STALE_BITS).view(np.float64).item()
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 _GAUGE = np.array([name in GAUGES for name in COLUMNS])
+_TOTAL = COLUMNS.index("memory_total_mib")
+_PARTS = [COLUMNS.index(name) for name in ("memory_used_mib", FREE_MIB, RESERVED_MIB)]
 _ARROW = {metric.name: metric.arrow for metric in GPU_METRICS}
 _INT64 = np.array([_ARROW.get(name) == "int64" for name in COLUMNS])
 _FLOAT32 = np.array([_ARROW.get(name, "float") == "float" for name in COLUMNS])
@@ -65,8 +68,13 @@ class Placed:
     unmapped: Counter[Unmapped]
 
 
-def place(samples: Samples, now: float, region: str | None, job: str | None = None) -> Placed:
-    """The rows of ``samples``; with ``job``, rows of that job and nothing else."""
+def place(
+    samples: Samples, now: float, region: str | None, job: str | None = None, latest: LatestRows | None = None
+) -> Placed:
+    """The rows of ``samples``; with ``job``, rows of that job and nothing else.
+
+    With ``latest`` a row repeats what another request said of the same GPU at the same instant.
+    """
     series = samples.series if job is None else [_of_job(item, job) for item in samples.series]
     unmapped = Counter(samples.unmapped)
     for item, count in zip(series, samples.counts, strict=True):
@@ -80,7 +88,7 @@ def place(samples: Samples, now: float, region: str | None, job: str | None = No
     number, seconds, values = (array[mapped & in_time & ~stale] for array in (number, samples.seconds, samples.values))
     of_gpu = np.array([type(item) is GpuSeries for item in series], dtype=bool)[number]
     placed = Placed([], 0, int((mapped & in_time & stale).sum()), unmapped)
-    gpus = _place_gpus(series, number[of_gpu], seconds[of_gpu], values[of_gpu], now, region)
+    gpus = _place_gpus(series, number[of_gpu], seconds[of_gpu], values[of_gpu], now, region, latest)
     jobs = _place_jobs(series, number[~of_gpu], seconds[~of_gpu], values[~of_gpu], now, region)
     return _sum(placed, gpus, jobs)
 
@@ -137,7 +145,13 @@ def _gpu_table(series: Sequence[Series]) -> _GpuTable:
 
 
 def _place_gpus(
-    series: Sequence[Series], number: Array, seconds: Array, values: Array, now: float, region: str | None
+    series: Sequence[Series],
+    number: Array,
+    seconds: Array,
+    values: Array,
+    now: float,
+    region: str | None,
+    latest: LatestRows | None,
 ) -> Placed:
     if not number.size:
         return Placed([], 0, 0, Counter())
@@ -150,7 +164,7 @@ def _place_gpus(
     _count(unmapped, Unmapped.BAD_VALUE, unusable)
     kept = ~blank & ~unusable
     cells = _GpuCells(table.gpu_of[number][kept], column[kept], seconds[kept], values[kept])
-    pieces = _gpu_pieces(table, cells, now, region) if kept.any() else []
+    pieces = _gpu_pieces(table, cells, now, region, latest) if kept.any() else []
     return Placed(pieces, int(kept.sum()), int(blank.sum()), unmapped)
 
 
@@ -180,39 +194,42 @@ class _GpuCells:
     values: Array
 
 
-def _gpu_pieces(table: _GpuTable, cells: _GpuCells, now: float, region: str | None) -> list[Piece]:
+def _gpu_pieces(
+    table: _GpuTable, cells: _GpuCells, now: float, region: str | None, latest: LatestRows | None
+) -> list[Piece]:
     order = np.lexsort((cells.gpu, cells.seconds))
     gpu, seconds = cells.gpu[order], cells.seconds[order]
     begins = np.concatenate(([True], (gpu[1:] != gpu[:-1]) | (seconds[1:] != seconds[:-1])))
-    row = np.cumsum(begins) - 1
     row_gpu, row_seconds = gpu[begins], seconds[begins]
-    columns = _columns(row, cells.column[order], cells.values[order], len(row_gpu))
+    values, valid = _table_of(np.cumsum(begins) - 1, cells.column[order], cells.values[order])
+    if latest is not None:
+        latest.join(table.gpus, row_gpu, row_seconds, values, valid)
+    _add_total(values, valid)
+    columns: dict[str, Any] = {
+        name: _arrow(name, values[:, number], ~valid[:, number])
+        for number, name in enumerate(GPU_METRIC_NAMES)
+        if valid[:, number].any()
+    }
     columns |= {"time": row_seconds, "simulated": np.zeros(len(row_gpu), dtype=bool)}
     columns |= _identity(table.gpus, row_gpu, region)
     batch = batch_of("gpu/1", columns)
     return list(pieces_of("gpu/1", batch, row_seconds, table.source_of[row_gpu], table.sources, now))
 
 
-def _columns(row: Array, column: Array, values: Array, rows: int) -> dict[str, Any]:
-    """Each column that occurs; where a row has two values of one, the later in the request stands."""
-    found: dict[str, tuple[Array, Array]] = {}
-    for number in np.unique(column).tolist():
-        chosen = column == number
-        cells, absent = np.zeros(rows), np.ones(rows, dtype=bool)
-        cells[row[chosen]] = values[chosen]
-        absent[row[chosen]] = False
-        found[COLUMNS[number]] = cells, absent
-    _add_total(found)
-    return {name: _arrow(name, *found[name]) for name in found if name in _ARROW}
+def _table_of(row: Array, column: Array, values: Array) -> tuple[Array, Array]:
+    """Values and whether they are there, rows by columns; of two values of one cell the later one stands."""
+    cells = np.zeros((row[-1] + 1, len(COLUMNS)))
+    valid = np.zeros(cells.shape, dtype=bool)
+    cells[row, column] = values
+    valid[row, column] = True
+    return cells, valid
 
 
-def _add_total(found: dict[str, tuple[Array, Array]]) -> None:
+def _add_total(values: Array, valid: Array) -> None:
     """All of a GPU's memory is used, free or reserved: where the three are here and the sum is not, it is made."""
-    parts = [found.get(name) for name in ("memory_used_mib", FREE_MIB, RESERVED_MIB)]
-    if "memory_total_mib" in found or None in parts:
-        return
-    (used, no_used), (free, no_free), (reserved, no_reserved) = (part for part in parts if part is not None)
-    found["memory_total_mib"] = used + free + reserved, no_used | no_free | no_reserved
+    makes = valid[:, _PARTS].all(axis=1) & ~valid[:, _TOTAL]
+    values[makes, _TOTAL] = values[makes][:, _PARTS].sum(axis=1)
+    valid[makes, _TOTAL] = True
 
 
 def _arrow(name: str, cells: Array, absent: Array) -> "pa.Array[Any]":

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from telemetry_bus import Topic
-from telemetry_bus.gateway import bodies, numbering, otlp, remote_write, series_cache, train_json
+from telemetry_bus.gateway import bodies, latest_rows, numbering, otlp, remote_write, series_cache, train_json
 from telemetry_bus.gateway.ingest import IngestCounters
 from telemetry_bus.gateway.metric_mapping import DCGM_NAMES, READ_ONLY
 from telemetry_bus.runtime.clock import SystemClock
@@ -102,6 +102,7 @@ def test_every_name_is_in_the_table_beside_its_column() -> None:
         pytest.param(f"| {bodies.BODY_SECONDS:g} s after its first", id="seconds"),
         pytest.param(f"at once | {bodies.READERS_MAX};", id="readers"),
         pytest.param(f"remembered | {series_cache.SERIES_MAX:,} ", id="series"),
+        pytest.param(f"newest row is remembered | {latest_rows.GPUS_MAX:,} ", id="gpus"),
         pytest.param(f"numbered | {numbering.SOURCES_MAX:,} |", id="sources"),
     ],
 )

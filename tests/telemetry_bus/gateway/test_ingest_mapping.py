@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from telemetry_bus.gateway.metric_mapping import COLUMNS, DCGM_NAMES, GpuSeries, Unmapped, series_of
+from telemetry_bus.gateway.latest_rows import LatestRows
+from telemetry_bus.gateway.metric_mapping import COLUMNS, DCGM_NAMES, Gpu, GpuSeries, Unmapped, series_of
 from telemetry_bus.gateway.series_cache import KEY_BYTES_MAX, SERIES_MAX, SeriesCache
 
 
@@ -22,6 +24,20 @@ def test_meanings_that_are_remembered_are_bounded() -> None:
         cache.learn(number, 8, "up", {})
     assert cache.get(0) is None
     assert cache.get(SERIES_MAX) is Unmapped.UNKNOWN_NAME
+
+
+def test_rows_that_are_remembered_are_bounded() -> None:
+    """At the bound all rows are forgotten: the next one is what was sent, and nothing of another GPU."""
+    latest = LatestRows(gpus_max=2)
+
+    def joined(number: int, column: int) -> list[int]:
+        values, valid = np.zeros((1, len(COLUMNS))), np.zeros((1, len(COLUMNS)), dtype=bool)
+        valid[0, column] = True
+        latest.join([Gpu("a", number, None, None)], np.array([0]), np.array([5.0]), values, valid)
+        return [int(at) for at in np.flatnonzero(valid[0])]
+
+    assert [joined(0, 1), joined(1, 2), joined(0, 3)] == [[1], [2], [1, 3]]
+    assert [joined(2, 4), joined(0, 5), joined(2, 6)] == [[4], [5], [4, 6]]
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,29 @@ async def test_the_total_memory_is_the_sum_of_its_parts() -> None:
     assert (broken["memory_used_mib"], broken["memory_total_mib"]) == (1_000.0, None)
 
 
+async def test_a_scrape_in_two_requests_ends_as_one_whole_row() -> None:
+    """Where a sender cuts a GPU's numbers in two, the later row says all of them; another instant begins anew."""
+
+    def body(*told: tuple[str, float, int]) -> bytes:
+        return snap(write_request((dcgm(name), [sample(value, at)]) for name, value, at in told))
+
+    temperature, power, used = "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_FB_USED"
+    async with scene() as where:
+        await where.remote_write(body((temperature, 61.0, MILLIS), (power, 300.0, MILLIS)))
+        await where.remote_write(body((power, 310.0, MILLIS), (used, 0.0, MILLIS), (used, 5.0, MILLIS + 1_000)))
+        await where.remote_write(body((temperature, 62.0, MILLIS + 1_000)))
+        await where.remote_write(body((used, 9.0, MILLIS)))
+        rows = where.shelf.rows(Topic.GPU)
+    told = [(row["time"], row["temperature_celsius"], row["power_watts"], row["memory_used_mib"]) for row in rows]
+    assert told == [
+        (NOW, 61.0, 300.0, None),
+        (NOW, 61.0, 310.0, 0.0),
+        (NOW + 1.0, None, None, 5.0),
+        (NOW + 1.0, 62.0, None, 5.0),
+        (NOW, None, None, 9.0),
+    ]
+
+
 async def test_instances_of_one_gpu_are_rows_of_their_own() -> None:
     """MIG: the GPU's own row and its instances' differ by the instance."""
     name = "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
