@@ -494,6 +494,21 @@ def bench_spool(
     _run(bench_spool_command(SpoolOptions(outage, nodes), as_json=as_json))
 
 
+@bench.command("copies")
+def bench_copies(
+    gpus: Annotated[int, typer.Option(min=60, max=300_000, help="Simulated GPUs that stream meanwhile.")] = 30_000,
+    outage: Annotated[
+        float, typer.Option(min=0, callback=_finite, help="Seconds for which the broker is stopped; 0: not at all.")
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the moments.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Detectors come and go over a real Kafka, and its broker stops."""
+    from app.bench.copies import CopiesOptions, bench_copies_command
+
+    _run(bench_copies_command(CopiesOptions(gpus, outage, seed), as_json=as_json))
+
+
 def main() -> None:
     """Parse, run, and turn what went wrong into an exit status and a message."""
     logging.basicConfig(

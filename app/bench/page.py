@@ -7,13 +7,13 @@ import json
 import secrets
 import tempfile
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.bench.machine import cpu_seconds, machine, peak_rss_mib, percentiles
+from app.bench.machine import cpu_seconds, machine, peak_rss_mib
+from app.bench.pages import firing_pages, judge
 from app.bench.prometheus_peer import prometheus_peer
 from app.output import console, print_json
 from app.processes import ProcessFailed, Talking, talking
@@ -79,7 +79,7 @@ async def bench_page(options: PageOptions) -> dict[str, Any]:
             await _all_arrived(receiver, stamps)
             result = {"bench": "page", "seconds": 0.0, "cpu_seconds": round(cpu_seconds(up.process.pid), 2)}
             result |= {"peak_rss_mib": peak_rss_mib(up.process.pid), "machine": machine()}
-            result |= {"events": options.events, "gpus": options.gpus, **judge(stamps, _pages(receiver))}
+            result |= {"events": options.events, "gpus": options.gpus, **judge(stamps, firing_pages(receiver))}
             if peer is not None:
                 result["peer"] = {"name": "prometheus", **judge(stamps, await peer.pages(stamps))}
     result["seconds"] = round(time.monotonic() - started, 1)
@@ -103,30 +103,9 @@ async def _system(folder: Path, options: PageOptions) -> AsyncIterator[tuple[Tal
             yield receiver, up, ready["socket"]
 
 
-def _pages(receiver: Talking) -> list[tuple[str, int]]:
-    """Job and moment (monotonic nanoseconds) of every firing page that the receiver took, repetitions included."""
-    bodies = [line for line in receiver.lines if line.get("verified")]
-    return [
-        (line["body"]["incident"]["job"], line["monotonic_ns"])
-        for line in bodies
-        if line["body"]["status"] == "firing" and line["body"]["incident"]["job"] is not None
-    ]
-
-
 async def _all_arrived(receiver: Talking, stamps: Mapping[str, int]) -> None:
     def complete(_: Any) -> bool:
-        return {job for job, _ in _pages(receiver)} >= stamps.keys()
+        return {job for job, _ in firing_pages(receiver)} >= stamps.keys()
 
     with contextlib.suppress(ProcessFailed):
         await receiver.line(complete, LATE_SECONDS)
-
-
-def judge(stamps: Mapping[str, int], pages: list[tuple[str, int]]) -> dict[str, Any]:
-    """Latencies of the first page of each job, jobs without one, and pages that repeat or belong to no job."""
-    first: dict[str, int] = {}
-    for job, moment in pages:
-        first.setdefault(job, moment)
-    latencies = [(first[job] - stamp) / 1e6 for job, stamp in stamps.items() if job in first]
-    counted = Counter(job for job, _ in pages)
-    doubled = sum(number - 1 for job, number in counted.items() if job in stamps)
-    return {**percentiles(latencies), "lost": len(stamps) - len(latencies), "duplicated": doubled}

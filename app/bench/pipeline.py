@@ -20,7 +20,7 @@ from app.bench.kafka_broker import KafkaBroker
 from app.bench.machine import machine
 from app.bench.pipeline_faults import Found, found_faults
 from app.bench.pipeline_racks import Order
-from app.bench.watched import Figures, Role, quantiles, words
+from app.bench.watched import Figures, Role, grown, quantiles, words
 from app.output import console, print_json
 from app.processes import talking
 
@@ -202,7 +202,7 @@ async def _missing(serve: Role) -> int:
 def _result(options: PipelineOptions, system: System, measured: Measured, found: Found, missing: int) -> dict[str, Any]:
     order = _order(system, options)
     gpus = order.racks * order.gpus
-    samples = round(gpus * options.metrics * options.hz * measured.seconds)
+    samples = round(_rows(measured) * options.metrics)
     cpu = sum(measured.cpu.values())
     lags = [
         quantiles(measured.before[name], measured.after[name], histogram, (0.5, 0.99))
@@ -235,11 +235,23 @@ def _result(options: PipelineOptions, system: System, measured: Measured, found:
         "peak_rss_mib_by_role": memory,
         "bytes_per_gpu": round(sum(memory.values()) * 1024 * 1024 / gpus),
         "cpu_milliseconds_per_node_second": _per_node(options, measured),
+        "offered_samples": round(gpus * options.metrics * options.hz * measured.seconds),
         "generator": dict(measured.sent),
     }
 
 
 _HISTOGRAMS = {"serve": "nantucket_live_age_seconds", "detect 0": "nantucket_detector_age_seconds"}
+
+
+def _rows(measured: Measured) -> float:
+    """Rows that went all the way in the measured seconds: through detectors and live state, whichever saw fewer."""
+    names = {"serve": ("nantucket_live_age_seconds_count", ["serve"])}
+    detectors = [name for name in measured.after if name.startswith("detect")]
+    names["detect"] = ("nantucket_detector_age_seconds_count", detectors)
+    return min(
+        sum(grown(measured.before[role], measured.after[role], sample) for role in roles)
+        for sample, roles in names.values()
+    )
 
 
 def _per_node(options: PipelineOptions, measured: Measured) -> float | None:

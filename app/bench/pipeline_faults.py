@@ -18,12 +18,21 @@ WAIT_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How many faults were found, which were not, and after how long the non-finite ones were on the bus."""
+    """How many faults were found, which were not, and after how many seconds the non-finite ones were on the bus."""
 
     count: int
     missing: Sequence[str]
-    after_p50_s: float | None
-    after_max_s: float | None
+    after: Mapping[str, float]
+
+    @property
+    def after_p50_s(self) -> float | None:
+        """The median."""
+        return round(float(np.median(list(self.after.values()))), 3) if self.after else None
+
+    @property
+    def after_max_s(self) -> float | None:
+        """The longest."""
+        return round(max(self.after.values()), 3) if self.after else None
 
 
 async def found_faults(url: str, injected: Sequence[Mapping[str, Any]]) -> Found:
@@ -46,11 +55,9 @@ async def found_faults(url: str, injected: Sequence[Mapping[str, Any]]) -> Found
                     break
     except TimeoutError:
         pass  # what is missing is said below
-    after = [seen[name] - fault["time"] for name, fault in wanted.items() if name in seen and "time" in fault]
+    after = {name: seen[name] - fault["time"] for name, fault in wanted.items() if name in seen and "time" in fault}
     missing = sorted(wanted.keys() - seen.keys())
-    if not after:
-        return Found(len(wanted) - len(missing), missing, None, None)
-    return Found(len(wanted) - len(missing), missing, round(float(np.median(after)), 3), round(max(after), 3))
+    return Found(len(wanted) - len(missing), missing, after)
 
 
 def _names(finding: Finding) -> list[str]:

@@ -46,6 +46,8 @@ class Order:
     calm: float
     until: float
     seed: int
+    steps_before: float = 1e9
+    """For how many seconds before its end a job steps."""
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ class Sender:
         """Healthy steps once a second, then one that is not; nothing after it."""
         name = f"bench-{number:06d}"
         maker = FrameMaker(f"{name}/1/0/train")
+        await asyncio.sleep(max(0.0, begun + moment - self.order.steps_before - self.clock.monotonic()))
         for step in range(1_000_000):
             bad = self.clock.monotonic() - begun >= moment
             now = self.clock.now()
@@ -128,7 +131,7 @@ class Sender:
                 "first_nonfinite": ["blocks.0.w" if bad else None],
             }  # fmt: skip
             if bad:
-                self._tell({"job": name, "step": step, "time": now})
+                self._tell({"job": name, "step": step, "time": now, "monotonic_ns": time.monotonic_ns()})
             await self._publish(outlet, Topic.TRAIN, maker.make("train/1", row, now), name)
             if bad:
                 return
