@@ -2,8 +2,8 @@
 
 Jobs train on two nodes each and fall ill and well again at random; nodes have clocks of their own; while the bus is
 away their own detectors speak (the real ripcord) to a gateway that pages (the real pager); reports come twice; the
-gateway is started anew; nodes come back one by one; two copies of the detectors come and go, and the real alert role
-tells a real receiver. Time is virtual: a second passes when :meth:`World.second` is called.
+gateway and collectors are started anew; nodes come back one by one; two copies of the detectors come and go, and the
+real alert role tells a real receiver. Time is virtual: a second passes when :meth:`World.pass_second` is called.
 """
 
 from __future__ import annotations
@@ -108,8 +108,17 @@ class Node:
         self.kept: list[Frame] = []
         self.is_away = False
         folder.mkdir()
+        self._folder, self._report = folder, report
+        self.ripcord = self._new()
+
+    def _new(self) -> Ripcord:
         detectors = [LocalDetector(detector_config("nonfinite").build())]
-        self.ripcord = Ripcord(detectors, report, self._moment, node=name, folder=folder, sleep=_at_once)
+        return Ripcord(detectors, self._report, self._moment, node=self.name, folder=self._folder, sleep=_at_once)
+
+    async def restart(self) -> None:
+        """The collector is started anew: what it knows is what it has written down."""
+        await self.ripcord.__aexit__(None, None, None)
+        self.ripcord = await self._new().__aenter__()
 
     def _moment(self) -> Moment:
         return Moment(self._boot, self._clock.now() + self._offset, self._clock.monotonic())
@@ -169,7 +178,7 @@ class World:
         store = await self._stack.enter_async_context(Store(self.folder / "alerts.db"))
         self.alerts: AlertService = await self._stack.enter_async_context(alerting(self.bus, store, self.hook))
         for node in self.nodes:
-            await self._stack.enter_async_context(node.ripcord)
+            await node.ripcord.__aenter__()
         await self._new_gateway()
         self._follow()
         await self._start_copy()
@@ -181,6 +190,8 @@ class World:
         while self._copies:
             await self._kill_copy(0)
         await self._unfollow()
+        for node in self.nodes:
+            await node.ripcord.__aexit__(None, None, None)
         await self.pager.__aexit__(None, None, None)
         await self._stack.aclose()
 
@@ -216,6 +227,8 @@ class World:
         if self.reachable:
             now = self.clock.now()
             await self._publish(Topic.TICKS, [self._ticks.make("tick/1", {"time": [now]}, now)])
+        if self.chance.random() < 0.03:
+            await self.chance.choice(self.nodes).restart()
         if self.chance.random() < 0.03:
             await self._start_copy()
             await self._kill_copy(self.chance.randrange(2))
