@@ -20,12 +20,17 @@ from telemetry_bus.topics import Topic
 
 PUBLISHES_MAX = 1_024
 """Under way at once: 600 racks' frames a second in two topics, at a log that takes half a second to answer."""
+UNDER_WAY_BYTES_MAX = 48 * 1024 * 1024
+"""What the top of Leviathan's tree receives in half a second (85 MB a second), and below the 64 MiB that a Kafka bus
+takes under way. What is beyond waits here, where live frames pass the backlog."""
 BACKLOG_PUBLISHES_MAX = 64
 """So many of these at most are backlog: a live frame never waits behind more of it than that."""
 PUBLISH_SECONDS_MAX = 8.0
 """Below the ten seconds for which a sender waits: it hears a reason instead of nothing."""
 AWAY_SECONDS = 0.5
 """After a failure frames are put off for about so long, then the next ones are the probe."""
+SAID_AGAIN_SECONDS = 10.0
+"""Where some partitions answer and others do not, it comes and goes with every frame: the log has it once in a while."""
 STALLED_SECONDS = 3.0
 """A far end that has acknowledged nothing for so long while something was under way is away, whatever it says later."""
 
@@ -43,10 +48,11 @@ class Upstream:
         self._backlog: deque[Batch] = deque()
         self._began: dict[int, float] = {}
         self._next = 0
-        self._backlog_under_way = 0
+        self._backlog_under_way = self._bytes_under_way = 0
         self._succeeded_at = clock.monotonic()
         self._away_until = 0.0
         self._why = ""
+        self._said_at, self._is_said = -SAID_AGAIN_SECONDS, False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -73,20 +79,23 @@ class Upstream:
 
     def failed(self, error: Exception) -> None:
         """Note that the far end is away."""
-        if not self._why:
+        now = self._clock.monotonic()
+        if not self._why and now - self._said_at >= SAID_AGAIN_SECONDS:
+            self._said_at, self._is_said = now, True
             _log.warning("frames are put off: %s", error)
         self._counters.upstream_failures += 1
         self._why = str(error)
-        self._away_until = self._clock.monotonic() + AWAY_SECONDS * random.uniform(0.5, 1.0)
+        self._away_until = now + AWAY_SECONDS * random.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:
         """Note that the far end has answered."""
-        if self._why:
+        if self._is_said:
             _log.warning("%s takes frames again", self._outlet.url)
+            self._is_said = False
         self._why, self._away_until, self._succeeded_at = "", 0.0, self._clock.monotonic()
 
     def _start(self, tasks: asyncio.TaskGroup) -> None:
-        while len(self._began) < PUBLISHES_MAX:
+        while len(self._began) < PUBLISHES_MAX and self._bytes_under_way < UNDER_WAY_BYTES_MAX:
             if self._live:
                 batch = self._live.popleft()
             elif self._backlog and self._backlog_under_way < BACKLOG_PUBLISHES_MAX:
@@ -94,6 +103,7 @@ class Upstream:
                 self._backlog_under_way += 1
             else:
                 return
+            self._bytes_under_way += len(batch.payload)
             self._next += 1
             self._began[self._next] = self._clock.monotonic()
             tasks.create_task(self._publish(batch, self._next, tasks))
@@ -103,6 +113,7 @@ class Upstream:
             error = await self._try(batch)
         finally:
             del self._began[number]
+            self._bytes_under_way -= len(batch.payload)
             self._backlog_under_way -= batch.topic is Topic.BACKLOG
         if isinstance(error, FrameRefused) and len(batch.entries) > 1:
             for entry in batch.entries:  # which of them it is: each one alone
