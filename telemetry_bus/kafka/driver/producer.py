@@ -1,6 +1,7 @@
 """The sending side: messages in, and for each call one answer once all of its messages are durable or have failed."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,6 +22,10 @@ Answer = Callable[[list[int] | BusError], None]
 
 class ProducerFailed(BusUnavailable):
     """The driver's producer will send nothing more: a new one must be made."""
+
+    def __init__(self, url: str, message: str) -> None:
+        BusError.__init__(self, message)
+        self.url = url
 
 
 class _Call:
@@ -46,8 +51,9 @@ class _Call:
             self._answer(self._offsets if self._error is None else self._error)
 
     def failed(self, position: int, error: KafkaError) -> None:
-        if error.fatal():
-            self._error = ProducerFailed(self._faults.url, f"publish to {self._topic}", error.str())
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            cause = self._faults.unavailable(f"publish to {self._topic}", error)
+            self._error = ProducerFailed(self._faults.url, str(cause))
         elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             self._error = InvalidPayload(self._topic, position, f"the cluster refuses its size: {error.str()}")
         else:
@@ -100,7 +106,21 @@ class Producer:
 
     def _deliver(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(POLL_SECONDS)
-        while self._producer.flush(FLUSH_EXTRA_SECONDS):
-            pass  # each of them has a deadline
+            try:
+                self._producer.poll(POLL_SECONDS)
+            except KafkaException as error:
+                # It is fatal for this producer. Its messages are still to be answered: each of them with that error.
+                self._faults.hear(error.args[0])
+                self._closing.wait(POLL_SECONDS)
+        self._flush()
         del self._producer  # here, since its threads are joined where it ends
+
+    def _flush(self) -> None:
+        """Wait until every message has been answered: each of them has a deadline."""
+        while True:
+            try:
+                if not self._producer.flush(FLUSH_EXTRA_SECONDS):
+                    return
+            except KafkaException as error:
+                self._faults.hear(error.args[0])
+                time.sleep(POLL_SECONDS)
