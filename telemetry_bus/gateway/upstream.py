@@ -30,7 +30,7 @@ PUBLISH_SECONDS_MAX = 8.0
 AWAY_SECONDS = 0.5
 """After a failure frames are put off for about so long, then the next ones are the probe."""
 SAID_AGAIN_SECONDS = 10.0
-"""Where some partitions answer and others do not, it comes and goes with every frame: the log has it once in a while."""
+"""Where some partitions answer and others do not, it comes and goes with each frame: the log has it once in a while."""
 STALLED_SECONDS = 3.0
 """A far end that has acknowledged nothing for so long while something was under way is away, whatever it says later."""
 
