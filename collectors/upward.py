@@ -8,7 +8,6 @@ whose rows are still live for every reader, is simply caught up with, in order a
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -16,13 +15,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from collectors.backlog import Batch, batches, frame_of
-from collectors.moment import Moment
+from collectors.backlog import batches, frame_of
 from collectors.ripcord import Ripcord
-from collectors.spool import Depth, Entry, Spool
+from collectors.spool import Depth, Spool
 from collectors.spool_events import SpoolEvents
+from collectors.spool_sender import SpoolSender, UpwardCounters
 from collectors.under_way import UnderWay
-from telemetry_bus.errors import BusUnavailable, FrameError, OutletFull
+from telemetry_bus.errors import BusUnavailable, OutletFull
 from telemetry_bus.frames import Frame, encode
 from telemetry_bus.outlet import Outlet
 from telemetry_bus.runtime.clock import Clock
@@ -44,31 +43,10 @@ CATCH_UP_BYTES_MAX = 16 * 1024**2
 """And if the spool has at most this: it is sent within a second, and live frames wait no longer."""
 LAST_FRAMES = 64
 """So many are sent in one go, in some ten milliseconds."""
-BACKLOG_BYTES_PER_SECOND_MAX = 8 * 1024**2
-"""Where nobody else limits the pace: a thousand times what 8 GPUs make in a second."""
-BACKLOG_ANSWER_SECONDS_MAX = 30.0
-LIVE_FIRST_SECONDS = 0.1
-"""A frame of the backlog waits so long at most for a live one that is under way."""
 TELL_SECONDS = 10.0
 TICK_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class UpwardCounters:
-    """What ``/metrics`` shows. All only grow."""
-
-    frames_live: int = 0
-    frames_spooled: int = 0
-    backlog_frames: int = 0
-    """Frames that were in the spool and are durable at the far end, counted before they are merged."""
-    backlog_bytes: int = 0
-    outages: int = 0
-    away_seconds: float = 0.0
-    probes: int = 0
-    refused: int = 0
-    """Spooled frames that the far end will never take."""
 
 
 @dataclass(slots=True)
@@ -106,6 +84,7 @@ class Upward:
         self._outage: _Outage | None = None
         self._work = asyncio.Event()
         self._live = UnderWay()
+        self._sender = SpoolSender(outlet, spool, self.counters, self._live, lambda: self.away, sleep)
         self._appending = UnderWay()
         self._last = UnderWay()
         self._told_at = clock.monotonic()
@@ -238,14 +217,14 @@ class Upward:
         while self.depth.frames > LAST_FRAMES:
             if not self._can_catch_up(outage):
                 return self._is_back(outage)
-            if not await self._sent_as(None):
+            if not await self._sender.sent_as(None):
                 return False
         async with self._last:
             while True:
                 await self._appending.none()
                 if not self.depth.frames or not self._can_catch_up(outage):
                     return self._is_back(outage)
-                if not await self._sent_as(None):
+                if not await self._sender.sent_as(None):
                     return False
 
     def _can_catch_up(self, outage: _Outage) -> bool:
@@ -259,7 +238,7 @@ class Upward:
             _log.warning("the spool is sent: %d frames", self.depth.frames)
         wait = PROBE_FIRST_SECONDS
         while self.depth.frames and self._outage is None:
-            if await self._sent_as(Topic.BACKLOG):
+            if await self._sender.sent_as(Topic.BACKLOG):
                 wait = PROBE_FIRST_SECONDS
                 continue
             await self._sleep(wait * random.uniform(0.5, 1.0))
@@ -267,68 +246,6 @@ class Upward:
         if self._outage is None:
             self._draining = False
             await self._tell_durably(away=False)
-
-    async def _sent_as(self, topic: Topic | None) -> bool:
-        """Send the oldest entries, to ``topic`` or (``None``) to their own; False if the far end does not take them.
-
-        They are settled when all of them are durable there: after a kill in between they are sent again, and readers
-        know them by their manifest.
-        """
-        try:
-            entries = await self.spool.read()
-            for batch in batches(entries):
-                await self._send(batch, batch.topic if topic is None else topic)
-            await self.spool.settle(entries)
-        except OutletFull as full:
-            await self._sleep(full.retry_after_seconds * random.uniform(1.0, 1.5))
-            return False
-        except (BusUnavailable, TimeoutError) as error:
-            _log.warning("the spool waits: %s", str(error) or "no answer")
-            return False
-        self.counters.backlog_frames += len(entries) if topic is Topic.BACKLOG else 0
-        return True
-
-    async def _send(self, batch: Batch, topic: Topic) -> None:
-        if topic is Topic.BACKLOG:
-            while not self._outlet.backlog_bytes_per_second > 0:
-                await self._sleep(TICK_SECONDS)
-            await self._live.none(LIVE_FIRST_SECONDS)
-        payload = await asyncio.to_thread(_merged, batch, self.spool.moment())  # some 20 ms, in which live frames come
-        for entry in batch.damaged:
-            self._lost(entry)
-        if payload is None:
-            return
-        try:
-            async with asyncio.timeout(BACKLOG_ANSWER_SECONDS_MAX):
-                await self._outlet.publish(topic, [payload], batch.key)
-        except FrameError as error:
-            await self._send_apart(batch, topic, error)
-            return
-        if topic is Topic.BACKLOG:
-            self.counters.backlog_bytes += len(payload)
-            await self._pace(len(payload))
-
-    async def _send_apart(self, batch: Batch, topic: Topic, refused: FrameError) -> None:
-        """One frame among these is refused for ever: the others are sent, it is counted."""
-        if len(batch.entries) > 1:
-            half = len(batch.entries) // 2
-            for part in (batch.entries[:half], batch.entries[half:]):
-                await self._send(Batch(batch.topic, batch.key, part), topic)
-            return
-        _log.error("a frame of the spool is refused for good: %s", refused)
-        self._lost(batch.entries[0])
-
-    def _lost(self, entry: Entry) -> None:
-        self.counters.refused += 1
-        self.spool.count_lost(entry)
-
-    async def _pace(self, size: int) -> None:
-        """Wait as long as what was sent takes at the granted pace, and look at the grant every second."""
-        while size > 0:
-            granted = max(0.0, min(self._outlet.backlog_bytes_per_second, BACKLOG_BYTES_PER_SECOND_MAX))
-            wait = min(TICK_SECONDS, size / granted) if granted else TICK_SECONDS
-            await self._sleep(wait)
-            size -= math.ceil(wait * granted)
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -401,11 +318,6 @@ class Upward:
                 self._ripcord.seen(batch.topic, frame, away=True)
             for entry in batch.entries:
                 self.spool.looked_at(entry.topic, entry.offset)
-
-
-def _merged(batch: Batch, now: Moment) -> bytes | None:
-    frame = frame_of(batch, now)
-    return None if frame is None else encode(frame)
 
 
 def _simulated(frame: Frame) -> bool:

@@ -91,8 +91,8 @@ def _words(result: dict[str, Any]) -> str:
     return said
 
 
-async def bench_spool(outage: float) -> dict[str, Any]:
-    """The object of ``bench spool --json`` for one node."""
+async def bench_spool(outage: float, later_seconds: float = LATER_SECONDS) -> dict[str, Any]:
+    """The object of ``bench spool --json`` for one node; ``later_seconds`` are waited for what may come after all."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="nantucket-bench-") as name:
         async with contextlib.AsyncExitStack() as stack:
@@ -100,7 +100,7 @@ async def bench_spool(outage: float) -> dict[str, Any]:
             collector = await stack.enter_async_context(_collector(scene))
             job = await stack.enter_async_context(_job(scene))
             await asyncio.sleep(SETTLE_SECONDS)
-            result = await _outage(scene, stack, collector, job, outage)
+            result = await _outage(scene, stack, collector, job, (outage, later_seconds))
     return {
         "bench": "spool", "seconds": round(time.monotonic() - started, 1), "cpu_seconds": result.pop("cpu_seconds"),
         "peak_rss_mib": result.pop("peak_rss_mib"), "machine": machine(), "outage_s": outage, **result,
@@ -108,9 +108,10 @@ async def bench_spool(outage: float) -> dict[str, Any]:
 
 
 async def _outage(
-    scene: _Scene, stack: contextlib.AsyncExitStack, collector: Talking, job: Talking, seconds: float
+    scene: _Scene, stack: contextlib.AsyncExitStack, collector: Talking, job: Talking, times: tuple[float, float]
 ) -> dict[str, Any]:
     """Take the bus away, let the job go NaN, kill the collector, put the bus back, and look at what arrives."""
+    seconds, later_seconds = times
     gone = time.monotonic()
     await scene.broker.stop()
     await asyncio.sleep(seconds / 4)
@@ -127,7 +128,7 @@ async def _outage(
     back, came_back = SystemClock().now(), time.monotonic_ns()
     arrivals = Arrivals(back)
     async with open_bus(scene.bus, SystemClock()) as bus:
-        await read_until(bus, arrivals, DRAIN_SECONDS, LATER_SECONDS)
+        await read_until(bus, arrivals, DRAIN_SECONDS, later_seconds)
     return {
         **arrivals.result(),
         "nan_page_ms": None if page is None else round((page - nan) / 1e6, 1),

@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 
 from collectors.spool import Spool
-from collectors.upward import (
-    BACKLOG_BYTES_PER_SECOND_MAX,
-    CATCH_UP_SECONDS_MAX,
-    LIVE_SECONDS_MAX,
-    PROBE_MAX_SECONDS,
-    Upward,
-)
+from collectors.spool_sender import BACKLOG_BYTES_PER_SECOND_MAX
+from collectors.upward import CATCH_UP_SECONDS_MAX, LIVE_SECONDS_MAX, PROBE_MAX_SECONDS, Upward
 from telemetry_bus import FrameError, FrameMaker, Intake, Record, Topic, encode, merge
 from telemetry_bus.errors import BusUnavailable, OutletFull
 from tests.collectors.outlets import FarEnd, going_up, gpu_frame, spooling, train_frame
