@@ -6,7 +6,6 @@ itself. The first part of a name is the partition key: a job's rows stay in one 
 node's.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from telemetry_bus.frames import Frame
@@ -51,8 +50,3 @@ def key_of(frame: Frame | str) -> str:
     if isinstance(frame, Frame):
         return key_of(frame.manifest[0].source) if frame.manifest else ""
     return frame.partition("/")[0]
-
-
-def keys_of(frame: Frame) -> Sequence[str]:
-    """The partition key of every run, in the order of the manifest."""
-    return [run.source.partition("/")[0] for run in frame.manifest]

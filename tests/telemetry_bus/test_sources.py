@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from telemetry_bus import FrameMaker, merge
-from telemetry_bus.sources import JobSource, NodeSource, key_of, keys_of, parse_source
+from telemetry_bus.sources import JobSource, NodeSource, key_of, parse_source
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,6 @@ def test_the_first_part_is_the_key(name: str, key: str) -> None:
 
 
 def test_a_frame_has_the_key_of_its_first_run() -> None:
-    """Of a merged frame each run's key is known as well; a frame of nothing has none."""
+    """What is merged was brought under one key before."""
     frames = [FrameMaker(f"n{number}/ticks").make("tick/1", {"time": [1.0]}, 1.0) for number in range(3)]
-    merged = merge(frames)
-    assert key_of(merged) == "n0"
-    assert list(keys_of(merged)) == ["n0", "n1", "n2"]
+    assert key_of(merge(frames)) == "n0"
