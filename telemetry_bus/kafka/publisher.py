@@ -44,7 +44,9 @@ class Publisher:
     async def append(self, topic: str, payload: bytes, key: bytes) -> None:
         """Append one message with a key to a topic of one partition."""
         with self._under_way():
-            await self._send(await self._made(), topic, 0, [payload], key)
+            producer = await self._made()
+            await self._partitions(producer, topic)  # a topic that is missing is said at once
+            await self._send(producer, topic, 0, [payload], key)
 
     @contextlib.contextmanager
     def _under_way(self) -> Iterator[None]:
