@@ -457,6 +457,26 @@ def bench_page(
     _run(bench_page_command(PageOptions(events, gpus, seconds, peer, seed), as_json=as_json))
 
 
+@bench.command("fanout")
+def bench_fanout(
+    readers: Annotated[int, typer.Option(min=1, max=1_000, help="Live readers, each a connection.")] = 1_000,
+    slow: Annotated[int, typer.Option(min=0, max=999, help="How many of them do not read.")] = 100,
+    seconds: Annotated[
+        float, typer.Option(min=1, callback=_finite, help="How long each of the four parts is measured.")
+    ] = 20.0,
+    peer: Annotated[str | None, typer.Option(help="Also let consumers read the topic themselves: kafka.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Many live readers of one page and one topic, and what they cost the bus."""
+    from app.bench.fanout import FanOutOptions, bench_fanout_command
+
+    if peer not in (None, "kafka"):
+        raise typer.BadParameter(f"expected kafka, found {peer!r}", param_hint="--peer")
+    if slow >= readers:
+        raise typer.BadParameter(f"expected fewer than {readers} readers that do not read", param_hint="--slow")
+    _run(bench_fanout_command(FanOutOptions(readers, slow, seconds, peer), as_json=as_json))
+
+
 @bench.command("pipeline")
 def bench_pipeline(
     gpus: Annotated[int, typer.Option(min=600, max=1_000_000, help="GPUs, in 600 racks.")] = 300_000,

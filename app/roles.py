@@ -12,6 +12,7 @@ from alerting.receivers import RECEIVERS, Receiver
 from alerting.route import Routing
 from alerting.service import AlertOptions, AlertService
 from alerting.store import Store, StoreReader
+from app.descriptors import raise_limit
 from app.settings import Settings, SettingsError, secret_of
 from app.telemetry import alert_metrics, collector_metrics, detector_metrics, listener_metrics
 from app.way_up import way_up
@@ -192,6 +193,7 @@ def pager_of(settings: Settings, clock: Clock) -> Pager | None:
 
 async def serving_role(wiring: Wiring) -> None:
     """The page, the API and the metrics."""
+    raise_limit()
     settings = wiring.settings
     reader = await wiring.stack.enter_async_context(StoreReader(settings.store_path))
     incidents = IncidentReader(reader, wiring.clock, presentation(settings))
