@@ -33,6 +33,18 @@ class Answering(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came in, ``at`` monotonic seconds, and was not looked at yet."""
+
+    owner: Answering
+    id: int
+    topic: str
+    key: str
+    payload: bytes
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A frame that came in and was found good, on its way up."""
 

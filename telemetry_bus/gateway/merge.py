@@ -89,8 +89,8 @@ class Merger:
         return [self._closed(place) for place in ripe]
 
     def next_due(self) -> float | None:
-        """When something will have waited long enough; ``None`` while nothing waits. The oldest group is the first."""
-        return next((group.due for group in self._groups.values()), None)
+        """When something will have waited long enough; ``None`` while nothing waits."""
+        return min((group.due for group in self._groups.values()), default=None)
 
     def last_word(self, owner: Answering) -> list[Batch]:
         """What has to go up because ``owner`` has gone: its last rows tell why."""

@@ -218,6 +218,7 @@ async def test_what_is_no_frame_for_that_topic_is_refused_counted_and_kept_as_a_
     sender = Sender()
     gateway.accept(sender, 1, topic, "", payload)
     gateway.accept(sender, 2, "telemetry.gpu", "rack", gpu(node(2)))
+    await until(lambda: 1 in sender.errors)
     error = sender.errors[1]
     assert isinstance(error, FrameError)
     assert error.reason is reason
