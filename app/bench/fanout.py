@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from app.bench.fanout_peer import broker_bus, consumers_read, idle_bytes, readers_read
 from app.bench.machine import cpu_seconds, machine, peak_rss_mib
 from app.output import console, print_json
 from app.processes import Talking, talking
@@ -61,9 +62,7 @@ async def bench_fanout(options: FanOutOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="nantucket-bench-") as name:
         folder = Path(name)
         async with contextlib.AsyncExitStack() as stack:
-            command = ["app.cli", "serve", "--bus", (folder / "bus").as_uri(), "--state", name, "--port", "0", "--json"]
-            server = await stack.enter_async_context(talking("nantucket serve", command))
-            port = int((await server.line(lambda line: line.get("ready"), READY_SECONDS))["url"].rpartition(":")[2])
+            server, port = await stack.enter_async_context(_serving(folder, (folder / "bus").as_uri()))
             parts = {}
             for part, path in PATHS.items():
                 alone = await _measured(server, folder, port, path, 1, 0, options.seconds)
@@ -73,19 +72,59 @@ async def bench_fanout(options: FanOutOptions) -> dict[str, Any]:
                 "cpu_seconds": round(cpu_seconds(server.process.pid), 2),
                 "peak_rss_mib": peak_rss_mib(server.process.pid),
             }
+        peer = await _against_kafka(options) if options.peer == "kafka" else None
     keys = ("frames_per_second", "bus_reads", "staleness_p99_ms", "skipped", "cpu_seconds_per_reader")
     result = {"bench": "fanout", "seconds": round(time.monotonic() - started, 1), **used, "machine": machine()}
     result |= {"readers": options.readers, "slow": options.slow, "seconds_each": options.seconds}
-    return result | {key: parts["pages"][key] for key in keys} | parts
+    result |= {key: parts["pages"][key] for key in keys} | parts
+    return result if peer is None else result | {"peer": peer}
+
+
+@contextlib.asynccontextmanager
+async def _serving(folder: Path, bus: str) -> AsyncIterator[tuple[Talking, int]]:
+    command = ["app.cli", "serve", "--bus", bus, "--state", str(folder), "--port", "0", "--json"]
+    async with talking("nantucket serve", command) as server:
+        ready = await server.line(lambda line: line.get("ready"), READY_SECONDS)
+        yield server, int(ready["url"].rpartition(":")[2])
+
+
+async def _against_kafka(options: FanOutOptions) -> dict[str, Any]:
+    """The broker's bytes while nobody reads, while consumers read it themselves, and while our readers do."""
+    seconds = options.seconds
+    with tempfile.TemporaryDirectory(prefix="nantucket-bench-") as name:
+        folder = Path(name)
+        async with broker_bus(folder) as (broker, url), _publishing(url):
+            idle = await idle_bytes(broker, seconds)
+            theirs = await consumers_read(broker, options.readers, seconds)
+            async with _serving(folder, url) as (_, port):
+                command = _readers(port, PATHS["programs"], options.readers, options.slow, seconds)
+                async with talking("the readers", command, keep_stdin=True) as reading:
+                    ours = await readers_read(broker, reading, seconds)
+                    seen = await reading.line(lambda line: line.get("measured"), READY_SECONDS)
+                    await reading.say("\n")
+                    await reading.process.wait()
+    each = (theirs["broker_bytes"] - idle) / theirs["consumers"]
+    return {
+        "name": "kafka",
+        "consumers": theirs["consumers"],
+        "messages": theirs["messages"],
+        "broker_bytes": theirs["broker_bytes"] - idle,
+        "broker_bytes_for_all_readers": round(each * options.readers),
+        "ours": {"readers": options.readers, "stamps": seen["stamps"], "broker_bytes": ours - idle},
+    }
+
+
+def _readers(port: int, path: str, readers: int, slow: int, seconds: float) -> list[str]:
+    command = ["app.bench.fanout_readers", "--port", str(port), "--path", path, "--readers", str(readers)]
+    return [*command, "--slow", str(slow), "--seconds", str(seconds)]
 
 
 async def _measured(
     server: Talking, folder: Path, port: int, path: str, readers: int, slow: int, seconds: float
 ) -> dict[str, Any]:
     """What ``readers`` of ``path`` see, ``slow`` of whom do not read, and what that costs the server."""
-    async with _publishing(folder) as source:
-        command = ["app.bench.fanout_readers", "--port", str(port), "--path", path, "--readers", str(readers)]
-        command += ["--slow", str(slow), "--seconds", str(seconds)]
+    async with _publishing((folder / "bus").as_uri()) as source:
+        command = _readers(port, path, readers, slow, seconds)
         async with talking("the readers", command, keep_stdin=True) as reading:
             await reading.line(lambda line: line.get("measuring"), READY_SECONDS)
             before, cpu = await _counters(port), cpu_seconds(server.process.pid)
@@ -111,8 +150,8 @@ async def _measured(
 
 
 @contextlib.asynccontextmanager
-async def _publishing(folder: Path) -> AsyncIterator[Talking]:
-    command = ["app.bench.fanout_source", "--bus", (folder / "bus").as_uri(), "--hz", str(FRAMES_HZ)]
+async def _publishing(bus: str) -> AsyncIterator[Talking]:
+    command = ["app.bench.fanout_source", "--bus", bus, "--hz", str(FRAMES_HZ)]
     command += ["--ranks", str(RANKS), "--gpus", str(GPUS)]
     async with talking("the publisher", command) as source:
         await source.line(lambda line: line.get("publishing"), READY_SECONDS)
@@ -135,5 +174,13 @@ def _words(result: Mapping[str, Any]) -> str:
             f"{many['staleness_p99_ms']} ms, {many['bus_reads']} reads of the bus (with one reader "
             f"{alone['bus_reads']}, p99 {alone['staleness_p99_ms']} ms), {many['skipped']} skipped, "
             f"{many['cpu_seconds']} CPU-seconds in {result['seconds_each']:g} s"
+        )
+    if "peer" in result:
+        peer = result["peer"]
+        lines.append(
+            f"kafka: {peer['consumers']} consumers that read the topic themselves cost the broker "
+            f"{peer['broker_bytes'] / 1e6:.1f} MB, {result['readers']} of them "
+            f"{peer['broker_bytes_for_all_readers'] / 1e6:.1f} MB; {peer['ours']['readers']} readers of ours "
+            f"{peer['ours']['broker_bytes'] / 1e6:.1f} MB"
         )
     return "\n".join(lines)
