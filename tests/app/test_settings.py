@@ -259,7 +259,7 @@ def test_every_option_is_a_key_and_a_variable(tmp_path: Path, option: str) -> No
     wrong = "[[x]]" if "." not in key else f"[{key.split('.', maxsplit=1)[0]}]\n{key.split('.')[1]} = ['wrong']"
     text = "usd_per_gpu_hour = 'never'\n" + (wrong if "." in key else f"{key} = ['wrong']\n")
     config = str(written(tmp_path, text))
-    value = {"collect.source": "simulated"}.get(key, "7")
+    value = {"collect.source": "simulated", "detect.slice": "3/7"}.get(key, "7")
     arguments = [*words, *(["x"] if words in (["job", "token"], ["alerts", "test"]) else []), "--config", config]
     runner = CliRunner()
     plain = runner.invoke(app, arguments).exception
