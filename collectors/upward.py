@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -36,6 +36,8 @@ PROBE_FIRST_SECONDS = 0.25
 PROBE_MAX_SECONDS = 2.0
 """A far end that comes back is found within two seconds; each of 37,500 nodes asks at a moment of its own."""
 PROBE_ANSWER_SECONDS_MAX = 5.0
+FINDINGS_SECONDS_MAX = 5.0
+"""How long rows wait for the findings that go before them. They are a few, and take milliseconds each."""
 CATCH_UP_SECONDS_MAX = 60.0
 """An outage up to this long is caught up with in order, as a broker that is started again leaves it: far below the
 900 s for which readers take rows as live, and no baseline of a detector has a hole."""
@@ -145,7 +147,8 @@ class Upward:
             )
         self.counters.frames_spooled += 1
         self._work.set()
-        self.spool.looked_at(topic, offset)
+        if self._ripcord is not None:
+            self.spool.looked_at(topic, offset)
 
     async def _sent_live(self, topic: Topic, payload: bytes, key: str) -> bool:
         doubt = asyncio.get_running_loop().call_later(DOUBT_SECONDS, self._doubt)
@@ -207,7 +210,15 @@ class Upward:
             return False
         except (BusUnavailable, TimeoutError):
             return False
-        return self._ripcord is None or await self._ripcord.publish_kept()
+        await self._publish_findings()
+        return True
+
+    async def _publish_findings(self) -> None:
+        """What is not on the bus yet; what nobody takes in time is tried again later, and holds up no row."""
+        if self._ripcord is not None and self._ripcord.unpublished:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FINDINGS_SECONDS_MAX):
+                    await self._ripcord.publish_kept()
 
     async def _caught_up(self, outage: _Outage) -> bool:
         """Send what a short outage has left, in order and as live rows; after a long one live frames go first.
@@ -263,8 +274,7 @@ class Upward:
             self._ripcord.tick(self._clock.now(), away=self.away)
         if self.away:
             return
-        if self._ripcord is not None and self._ripcord.unpublished:
-            await self._ripcord.publish_kept()
+        await self._publish_findings()
         if self._draining and self._clock.monotonic() - self._told_at >= TELL_SECONDS:
             await self._tell_durably(away=False)
         await self._tell_dropped()

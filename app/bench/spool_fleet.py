@@ -23,7 +23,7 @@ from telemetry_bus.bus import open_bus
 from telemetry_bus.runtime.clock import SystemClock
 
 PROCESSES = 2
-BACKLOG_BYTES_PER_SECOND = 2e6
+BACKLOG_BYTES_PER_SECOND = 10e6
 """Of all nodes together. Two cores play the nodes as well: merging what was spooled costs these 0.15 ms a frame."""
 READY_SECONDS = 90.0
 FILL_SECONDS = 600.0

@@ -13,7 +13,7 @@ import pytest
 
 from collectors.ripcord import Ripcord
 from collectors.ripcord_notes import NOTES_MAX, Kept, Notes, Said
-from collectors.upward import DOUBT_SECONDS, Upward
+from collectors.upward import DOUBT_SECONDS, FINDINGS_SECONDS_MAX, Upward
 from telemetry_bus import Finding, FindingKind, FindingState, Frame, FrameMaker, Severity, Topic, decode
 from telemetry_bus.outlet import Report
 from tests.collectors.outlets import FarEnd, going_up, spooling, train_frame
@@ -242,6 +242,32 @@ async def test_the_first_frame_that_gets_no_answer_is_paged_before_anybody_gives
             await far.until(lambda: bool(far.paged))
             assert DOUBT_SECONDS * 0.9 <= loop.time() - began < 2.0
             assert not sending.done()
+
+
+class Deaf(FarEnd):
+    """A far end that takes frames, and never answers a report."""
+
+    async def report(self, payload: bytes) -> Report:
+        """Hang."""
+        del payload
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_a_finding_that_nobody_answers_does_not_keep_rows_back(tmp_path: Path, time: VirtualTime) -> None:
+    """Findings go first, but rows wait for them for some seconds only."""
+    far, loop = Deaf(), asyncio.get_running_loop()
+    async with node(tmp_path, far, time) as job:
+        far.away = True
+        await job.steps(1, math.nan)
+        began = loop.time()
+        far.away = False
+        while job.upward.away or job.upward.depth.frames:
+            await time.drive_for(0.5)
+            await asyncio.sleep(0.02)
+        assert loop.time() - began < 2 * FINDINGS_SECONDS_MAX
+        assert job.ripcord.unpublished == 1
+    assert far.seqs(Topic.TRAIN) + far.seqs(Topic.BACKLOG) == [0]
 
 
 class Hanging(FarEnd):
