@@ -13,12 +13,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
+from telemetry_bus.cut_off import RIPCORD
 from telemetry_bus.findings import Finding
 
 PURPOSE = b"nantucket receipt 1\0"
 """What is signed begins with it, so that no signature of a webhook can be taken for a receipt, nor the reverse."""
-EVIDENCE = "ripcord"
-"""The part of a finding's evidence that a collector which was cut off has written."""
 NO_PAGE = "::"
 """What a gateway answers for a finding that calls for no page (an end, late evidence), so that whoever has reported it
 need not ask again. It is a receipt of nobody, and proves nothing."""
@@ -75,14 +74,14 @@ class Receipts:
 
     def taken_off(self, finding: Finding) -> tuple[Finding, Told]:
         """``finding`` without its receipts, and what they prove. What remains says who has been told."""
-        said = finding.evidence.get(EVIDENCE)
+        said = finding.evidence.get(RIPCORD)
         if not isinstance(said, dict) or "receipts" not in said:
             return finding, Told()
         told = self._told(said["receipts"])
         kept = {key: value for key, value in said.items() if key != "receipts"}
         if told.receipts:
             kept["told"] = sorted({receipt.receiver for receipt in told.receipts})
-        return replace(finding, evidence={**finding.evidence, EVIDENCE: kept}), told
+        return replace(finding, evidence={**finding.evidence, RIPCORD: kept}), told
 
     def _told(self, given: Any) -> Told:
         texts = given[:RECEIPTS_MAX] if isinstance(given, list) else [given]

@@ -1,6 +1,6 @@
 """What a collector that is cut off from the bus reports to a gateway: an encoded ``finding/1`` frame. Pure."""
 
-from alerting.intake import clock_offsets, on_our_clock
+from telemetry_bus.cut_off import clock_offsets, on_our_clock
 from telemetry_bus.errors import FrameError, FrameFault
 from telemetry_bus.findings import Finding, findings_in
 from telemetry_bus.frames import decode

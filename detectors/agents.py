@@ -23,8 +23,10 @@ from typing import Any
 import faust
 from faust.app.base import BootStrategy
 
-from detectors.detector import Detector, ReaderHealth, reader_health
-from detectors.position import GROUP, READ, Position, read_position, still_open, tick_group
+from detectors.detector import Detector, EndsElsewhere, ReaderHealth, reader_health
+from detectors.ends import hear_of_ends
+from detectors.memory import is_ended_by
+from detectors.position import GROUP, READ, WARM_SECONDS, Position, read_position, still_open, tick_group
 from telemetry_bus.ages import Ages
 from telemetry_bus.bus import WHOLE, Bus, Record, Slice, Subscription
 from telemetry_bus.dead_letter import DeadLetters
@@ -142,6 +144,7 @@ class DetectorService:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._feed_for_ever())
                 tasks.create_task(self._commit_for_ever())
+                tasks.create_task(self._hear_of_ends())
         finally:
             await app.stop()
             _close_spare_loop(app)
@@ -227,6 +230,19 @@ class DetectorService:
             except BusUnavailable as error:
                 _log.warning("detectors wait for the bus: %s", error)
                 await asyncio.sleep(REFUSED_AGAIN_SECONDS)
+
+    async def _hear_of_ends(self) -> None:
+        """Tell the detectors of ends that cut-off nodes have said, once the rows of the time before have been read."""
+        await self.caught_up.wait()
+        hearing = {detector.name: detector for detector in self._detectors if isinstance(detector, EndsElsewhere)}
+
+        def heard(finding: Finding) -> None:
+            waiting = self._open.get(finding.detector, [])  # not yet handed over: there was no live event
+            self._open[finding.detector] = [item for item in waiting if not is_ended_by(item, finding)]
+            if (detector := hearing.get(finding.detector)) is not None:
+                detector.ended(finding)
+
+        await hear_of_ends(self._bus, self._clock.now() - WARM_SECONDS, heard)
 
     async def _note_caught_up(self, subscription: Subscription, position: Position, reading: Reading) -> None:
         if self.caught_up.is_set() or not await subscription.caught_up():

@@ -7,7 +7,7 @@ matter.
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from telemetry_bus.findings import Finding
 from telemetry_bus.frames import Frame
@@ -109,6 +109,15 @@ class Detector(Protocol):
 
     def tick(self, now: float, health: ReaderHealth) -> Sequence[Finding]:
         """Take the bus's clock (UTC seconds), which finds silence, and the health of the reader."""
+        ...
+
+
+@runtime_checkable
+class EndsElsewhere(Protocol):
+    """A detector whose trouble may be over without a live row that shows it."""
+
+    def ended(self, finding: Finding) -> None:
+        """A node that was cut off has said the end (``finding``, on the bus's clock): its rows come as backlog only."""
         ...
 
 

@@ -44,3 +44,8 @@ def trouble_of(finding: Finding) -> Trouble:
     """What a firing finding and its end have in common. The place within a job may be corrected meanwhile."""
     where = (finding.job, finding.attempt) if finding.job is not None else (finding.node,)
     return (finding.detector, finding.kind, *where, finding.subject, finding.simulated)
+
+
+def is_ended_by(finding: Finding, end: Finding) -> bool:
+    """Whether ``end`` is the end of what ``finding`` says."""
+    return trouble_of(finding) == trouble_of(end) and finding.time <= end.time

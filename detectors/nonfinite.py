@@ -130,6 +130,14 @@ class NonFiniteDetector:
         self.series.state["open"][slot] = True
         self.series.state["seen"][slot] = max(float(self.series.state["seen"][slot]), now)
 
+    def ended(self, finding: Finding) -> None:
+        """Its end is said: what is bad from now on is an episode of its own, and is said."""
+        slot = self.series.slot((finding.job or "", finding.attempt or ""))
+        episode = None if slot is None else self._episodes.get(slot)
+        if slot is not None and episode is not None and episode.begun_time <= finding.time:
+            del self._episodes[slot]
+            self.series.state["open"][slot] = False
+
     @np.errstate(all="ignore")  # a job may send any number: comparisons with NaN and products that overflow are meant
     def observe(self, frame: Frame) -> Sequence[Finding]:
         """Look at every row of a frame; rows of healthy jobs are only operations on arrays."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from telemetry_bus.bus import Slice
 from telemetry_bus.embedded import EmbeddedBus
 from telemetry_bus.findings import finding_id
 from telemetry_bus.runtime.clock import ManualClock
-from tests.detectors.test_agents import Echo, Scene
+from tests.detectors.test_agents import NAN, Echo, Scene
 
 START = 1_700_000_000.0
 
@@ -136,3 +137,27 @@ async def test_a_slice_takes_up_what_its_own_copies_have_said(
             clock.advance(5.0)
             await scene.committed_beyond(await scene.step(2))
         assert [finding.title for finding in echo.remembered if finding.title == "said"] == ["said"] * is_handed_over
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False], ids=["a node that was cut off", "another detector"])
+async def test_an_end_that_only_a_cut_off_node_has_seen_is_an_end(tmp_path: Path, is_cut_off: bool) -> None:
+    """The finite steps of an outage are not among the live rows: without that word, what is bad next would be taken for
+    the same trouble, of which everybody was told that it is over."""
+    clock = ManualClock()
+    async with EmbeddedBus(tmp_path / "bus", clock) as bus:
+        scene = Scene(bus, clock)
+        async with scene.running(detector_config("nonfinite").build()):
+            await scene.committed_beyond(await scene.step(1))
+            await scene.committed_beyond(await scene.step(2, grad_norm=NAN))
+            (first,) = await scene.said()
+            clock.advance(60.0)
+            over = replace(first, id="over", state=FindingState.RESOLVED, time=clock.now())
+            over = replace(over, evidence={"ripcord": {"receipts": []}} if is_cut_off else {})
+            frame = findings_frame(FrameMaker("n1/ripcord"), [over], clock.now())
+            await bus.publish(Topic.FINDINGS, [encode(frame)])
+            await scene.alive(1)
+            for step in range(60, 70):
+                clock.advance(1.0)
+                await scene.committed_beyond(await scene.step(step, grad_norm=NAN))
+        firing = [finding for finding in await scene.said() if finding.state is FindingState.FIRING]
+    assert len({finding.evidence["episode_step"] for finding in firing}) == 1 + is_cut_off

@@ -57,7 +57,7 @@ class Plan:
         ill: dict[str, tuple[range, ...]] = {}
         for number in range(jobs):
             at, times = chance.randrange(5, 60), []
-            while at < seconds - 70:
+            while at < seconds - 90:  # so that the last trouble, too, has its end
                 end = at + chance.randrange(3, 60)
                 times.append(range(at, end))
                 at = end + WELL_SECONDS_MIN + chance.randrange(0, 60)
