@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -90,3 +91,42 @@ def test_prometheus_reads_its_configuration(service_binary: Callable[[str], Path
         [str(promtool), "check", "config", str(configuration)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+FLEET = yaml.safe_load((REPOSITORY / "deploy" / "compose.fleet.yaml").read_text())
+FLEET_ROLES = {name: service for name, service in FLEET["services"].items() if "build" in service}
+
+
+@pytest.mark.parametrize("name", sorted(FLEET_ROLES))
+def test_a_command_of_the_fleet_is_one_that_the_command_line_takes(name: str) -> None:
+    """Each parses: its name, its options, and the types of their values."""
+    words = list(FLEET_ROLES[name]["command"])
+    command: Any = typer.main.get_group(cli.app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    with command.make_context(name, words) as context:
+        assert context.args == []
+
+
+@pytest.mark.parametrize("name", sorted(FLEET_ROLES))
+def test_the_variables_of_the_fleet_are_keys(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What compose gives a role by its environment is what the settings know, and every secret has to be chosen."""
+    for variable, value in FLEET_ROLES[name]["environment"].items():
+        if variable == "NANTUCKET_CONFIG":
+            continue
+        assert not variable.endswith("TOKEN") or re.fullmatch(r"\$\{[A-Z_]+:\?.+\}", value)
+        monkeypatch.setenv(variable, value)
+    assert load(None, {}).bus_url == ("gateway://gateway:8581" if name == "collect" else "kafka://kafka:9092")
+
+
+def test_only_who_pages_gets_the_receivers() -> None:
+    """A GPU node holds no pager's secret, and neither does who only reads."""
+    assert {name for name, service in FLEET_ROLES.items() if "configs" in service} == {"gateway", "alert"}
+
+
+def test_the_slices_of_the_fleet_are_all_there() -> None:
+    """Each partition is read by one of them."""
+    slices = [
+        option(service["command"], "--slice") for service in FLEET_ROLES.values() if "--slice" in service["command"]
+    ]
+    assert sorted(slices) == [f"{at}/{len(slices)}" for at in range(len(slices))]
