@@ -149,7 +149,8 @@ class Manifest(Sequence[Run]):
 
     def fault(self) -> str | None:
         """What no run may be, in words; ``None`` where all can be."""
-        lengths = np.diff(self.ends, prepend=0)
+        lengths = self.ends.copy()
+        lengths[1:] -= self.ends[:-1]
         names = (lengths > 0) & (lengths <= SOURCE_BYTES_MAX)
         with np.errstate(invalid="ignore"):
             good = names & (self.seqs >= 0) & (self.seqs < SEQ_END) & (self.rows >= 0)

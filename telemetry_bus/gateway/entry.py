@@ -56,7 +56,7 @@ class Entry:
     id: int
 
 
-def checked(topic: str, key: str, payload: bytes, group: str | None) -> tuple[Topic, str, Frame]:
+def checked(topic: str, key: str, payload: bytes, group: str | None, lanes: int = LANES) -> tuple[Topic, str, Frame]:
     """The topic, the partition key and the frame of what came in. Raises :class:`FrameError`.
 
     Without a topic it is the live one of the frame's schema.
@@ -69,7 +69,7 @@ def checked(topic: str, key: str, payload: bytes, group: str | None) -> tuple[To
     else:
         frame = decode(payload)
         wanted = _live_topic(frame.schema_id)
-    return wanted, _key(key, frame, group), frame
+    return wanted, _key(key, frame, group, lanes), frame
 
 
 def _topic(name: str) -> Topic:
@@ -90,7 +90,7 @@ def _live_topic(schema_id: str) -> Topic:
     raise FrameError(FrameFault.FOREIGN, f"frames of {schema_id} are not taken from below")
 
 
-def _key(key: str, frame: Frame, group: str | None) -> str:
+def _key(key: str, frame: Frame, group: str | None, lanes: int) -> str:
     """A job's own name; for nodes' frames the group of this gateway, or the lane of the group of one below.
 
     Frames are merged under one key: with a thousand nodes' or racks' own there would be nothing to merge. Whichever
@@ -102,7 +102,7 @@ def _key(key: str, frame: Frame, group: str | None) -> str:
     own = key_of(first.source)
     if group is None or not isinstance(parse_source(first.source), NodeSource):
         return key or own
-    return group if key in ("", own) else f"lane-{crc32(key.encode()) % LANES}"
+    return group if key in ("", own) else f"lane-{crc32(key.encode()) % lanes}"
 
 
 def is_critical(topic: Topic, frame: Frame) -> bool:

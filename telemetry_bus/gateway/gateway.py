@@ -16,7 +16,7 @@ from telemetry_bus.dead_letter import PAYLOAD_BYTES_MAX, DeadLetters
 from telemetry_bus.errors import BusUnavailable, FrameError, OutletFull
 from telemetry_bus.frames import decode
 from telemetry_bus.gateway.counters import GatewayCounters, ReportOutcome
-from telemetry_bus.gateway.entry import Answering, Arrival, Entry, checked
+from telemetry_bus.gateway.entry import LANES, Answering, Arrival, Entry, checked
 from telemetry_bus.gateway.grants import BACKLOG_BYTES_PER_SECOND, Grants
 from telemetry_bus.gateway.merge import Batch, MergeOptions
 from telemetry_bus.gateway.room import Room
@@ -58,6 +58,8 @@ class GatewayOptions:
     """Under which it makes frames of its own (dead letters)."""
     group: str | None = None
     """The partition key of the frames that come straight from nodes, which can then be merged; default: each one's."""
+    lanes: int = LANES
+    """Into how many lanes the groups of gateways below go; 1 above a log of one partition, where all can be merged."""
     merging: MergeOptions = field(default_factory=MergeOptions)
     in_flight_bytes_max: int = IN_FLIGHT_BYTES_MAX
     backlog_bytes_per_second: float = BACKLOG_BYTES_PER_SECOND
@@ -196,7 +198,7 @@ class Gateway:
     def _read(self, arrival: Arrival) -> None:
         payload = arrival.payload
         try:
-            topic, key, frame = checked(arrival.topic, arrival.key, payload, self.options.group)
+            topic, key, frame = checked(arrival.topic, arrival.key, payload, self.options.group, self.options.lanes)
         except FrameError as error:
             self.room.give_back(len(payload))
             self._refuse(arrival.topic, error, payload)
