@@ -18,6 +18,8 @@ GPUS_MAX = 524_288
 """Leviathan has 300,000 GPUs; each costs some 150 bytes here and its UUID."""
 GPUS_PER_NODE_MAX = 1_024
 """A real node has 8 to 72 GPUs; a simulated one may have them all."""
+UUID_BYTES_MAX = 64
+"""A GPU's UUID has 40 characters, an old one of a MIG instance some 50; what is longer is shown cut."""
 STALE_SECONDS = 10.0
 """Ten times the usual sampling period: a GPU that has said nothing for so long is not shown as if it had."""
 REGIONS_MAX = 256
@@ -72,7 +74,7 @@ class Columns:
             valid=np.zeros(shape, np.bool_),
             last_seen=np.full(capacity, -np.inf),
             simulated=np.zeros(capacity, np.bool_),
-            uuid=np.full(capacity, None, object),
+            uuid=np.zeros(capacity, f"S{UUID_BYTES_MAX}"),
             region=np.full(capacity, -1, np.int16),
         )
 
@@ -117,15 +119,19 @@ class FleetState:
         in_range = (gpus >= 0) & (gpus < GPUS_PER_NODE_MAX)
         self.instance_rows += int((~whole).sum())
         self.rows_over_limit += int((whole & ~in_range).sum())
-        rows = np.flatnonzero(whole & in_range)
-        if not len(rows):
+        shown = whole & in_range
+        rows: Array | slice = slice(None) if shown.all() else np.flatnonzero(shown)
+        if not shown.any():
             return
         slots = self._slots_of(frame, gpus, rows)
         times = frame.times()[rows]
         newest = (slots >= 0) & (times >= np.where(slots >= 0, self.columns.last_seen[slots], np.inf))
-        self._write(frame, slots[newest], rows[newest], times[newest])
+        if not newest.all():
+            rows = np.flatnonzero(shown)[newest]
+            slots, times = slots[newest], times[newest]
+        self._write(frame, slots, rows, times)
 
-    def _slots_of(self, frame: Frame, gpus: Array, rows: Array) -> Array:
+    def _slots_of(self, frame: Frame, gpus: Array, rows: Array | slice) -> Array:
         encoded: Any = pc.dictionary_encode(frame.batch.column("node"))
         names = encoded.dictionary.to_pylist()
         ids = np.array([self._node(name) for name in names], np.int64)
@@ -164,11 +170,11 @@ class FleetState:
         self.count = count
         self.revision += 1
 
-    def _write(self, frame: Frame, slots: Array, rows: Array, times: Array) -> None:
+    def _write(self, frame: Frame, slots: Array, rows: Array | slice, times: Array) -> None:
         columns = self.columns
         columns.last_seen[slots] = times
         columns.simulated[slots] = frame.numbers("simulated")[0][rows]
-        columns.uuid[slots] = frame.batch.column("uuid").to_numpy(zero_copy_only=False)[rows]
+        columns.uuid[slots] = _texts_of(frame.batch.column("uuid"))[rows]
         columns.region[slots] = self._regions_of(frame, rows)
         for at, metric in enumerate(HEAT_METRICS):
             values, valid = _heat(frame, metric.name)
@@ -180,7 +186,7 @@ class FleetState:
             self.power_limit_watts = highest
             self.revision += 1
 
-    def _regions_of(self, frame: Frame, rows: Array) -> Array:
+    def _regions_of(self, frame: Frame, rows: Array | slice) -> Array:
         encoded: Any = pc.dictionary_encode(frame.batch.column("region"))
         known = [self._region(name) for name in encoded.dictionary.to_pylist()]
         codes: Array = np.array([*known, -1], np.int16)[np.asarray(encoded.indices.fill_null(len(known)))[rows]]
@@ -201,6 +207,10 @@ class FleetState:
         counts = [np.bincount(codes[which], minlength=room) for which in (named, named & ~self.stale(now))]
         known, fresh = (dict(zip(self.regions, count.tolist(), strict=True)) for count in counts)
         return known, fresh
+
+    def uuids(self, slots: Array) -> list[str | None]:
+        """The UUIDs of these slots; ``None`` where none was told."""
+        return [text.decode("utf-8", "replace") or None for text in self.columns.uuid[slots].tolist()]
 
     def order(self) -> Array:
         """The slots, sorted by node (``node-2`` before ``node-10``) and GPU."""
@@ -233,6 +243,16 @@ class FleetState:
         self.columns, self.count = columns, count
         self.revision += 1
         self.compactions += 1
+
+
+def _texts_of(column: Any) -> Array:
+    """A text column as bytes, absent as empty. Texts of one length, as UUIDs are, are taken as they lie in memory."""
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    length = int(ends[1]) - int(ends[0]) if len(column) else 0
+    if data is not None and 0 < length <= UUID_BYTES_MAX and not column.null_count and (np.diff(ends) == length).all():
+        return np.frombuffer(data, f"S{length}", len(column), int(ends[0]))
+    return np.array([(text or "").encode() for text in column.to_pylist()], f"S{UUID_BYTES_MAX}")
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -90,7 +90,7 @@ class Layout:
         }
         if self.per_gpu:
             told["gpu"] = fleet.columns.gpu[self.order].tolist()
-            told["uuid"] = fleet.columns.uuid[self.order].tolist()
+            told["uuid"] = fleet.uuids(self.order)
         return told
 
 

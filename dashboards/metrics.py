@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from dashboards import losses, views
 from dashboards.arrow_stream import ArrowMessages
-from dashboards.fleet import HEAT_METRICS, FleetState
+from dashboards.fleet import HEAT_METRICS, Array, FleetState
 from dashboards.incidents import IncidentFeed
 from dashboards.live import Live
 from dashboards.stream import Broadcast
@@ -128,20 +128,20 @@ class LiveCollector(Collector):
             yield from gpu_families(fleet, np.flatnonzero(~stale))
 
 
-def gpu_families(fleet: FleetState, slots: Iterable[int]) -> Iterator[Metric]:
+def gpu_families(fleet: FleetState, slots: Array) -> Iterator[Metric]:
     """The newest reading of each GPU in ``slots``; absent values are left out, NaN is NaN."""
     columns = fleet.columns
     labels = [
         (
-            int(slot),
+            slot,
             [
                 fleet.nodes[columns.node[slot]],
                 str(columns.gpu[slot]),
-                columns.uuid[slot] or "",
+                uuid or "",
                 "true" if columns.simulated[slot] else "false",
             ],
         )
-        for slot in slots
+        for slot, uuid in zip(slots.tolist(), fleet.uuids(slots), strict=True)
     ]
     for at, metric in enumerate(HEAT_METRICS):
         name = metric.name if metric.name.startswith("gpu_") else f"gpu_{metric.name}"

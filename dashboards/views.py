@@ -45,7 +45,7 @@ def fleet_rows(fleet: FleetState, now: float, node: str | None, limit: int) -> l
         {
             "node": fleet.nodes[columns.node[slot]],
             "gpu": int(columns.gpu[slot]),
-            "uuid": columns.uuid[slot],
+            "uuid": uuid,
             "simulated": bool(columns.simulated[slot]),
             "last_seen": float(columns.last_seen[slot]),
             "stale": bool(stale[slot]),
@@ -54,7 +54,7 @@ def fleet_rows(fleet: FleetState, now: float, node: str | None, limit: int) -> l
             metric.name: float(columns.values[at, slot]) if columns.valid[at, slot] else None
             for at, metric in enumerate(HEAT_METRICS)
         }
-        for slot in order[:limit]
+        for slot, uuid in zip(order[:limit].tolist(), fleet.uuids(order[:limit]), strict=True)
     ]
 
 

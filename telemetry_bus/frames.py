@@ -91,16 +91,16 @@ class Frame:
         return self.batch.num_rows
 
     def numbers(self, name: str) -> tuple[Array, Array]:
-        """A numeric column as ``(values, valid)``, both of shape ``(rows,)``.
+        """A numeric column as ``(values, valid)``, both of shape ``(rows,)`` and to be read only.
 
         Where ``valid`` is False the value is absent and what stands in ``values`` (NaN, or 0 for integers) means
         nothing; a NaN where ``valid`` is True is a NaN that arithmetic made.
         """
         column = self.batch.column(name)
+        if not column.null_count:
+            return column.to_numpy(zero_copy_only=False), np.broadcast_to(np.True_, len(column))
         valid = np.asarray(column.is_valid())
-        if pa.types.is_floating(column.type):
-            return column.to_numpy(zero_copy_only=False), valid
-        if column.null_count:
+        if not pa.types.is_floating(column.type):
             column = pc.fill_null(column, pa.scalar(False if pa.types.is_boolean(column.type) else 0, column.type))
         return column.to_numpy(zero_copy_only=False), valid
 
@@ -111,6 +111,8 @@ class Frame:
     def times(self, name: str = "time") -> Array:
         """A time column as float64 seconds since 1970, shape ``(rows,)``; NaN where absent."""
         column = self.batch.column(name)
+        if not column.null_count:
+            return np.asarray(column.cast(pa.int64()).to_numpy() / 1e6)
         micros = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
         # In numpy: Arrow refuses to cast integers beyond 2^53, and a time from outside may be any int64.
         return np.where(np.asarray(column.is_valid()), micros / 1e6, np.nan)
@@ -351,13 +353,14 @@ def _check_cells(schema_id: str, batch: pa.RecordBatch) -> None:
             )
     for at in _TEXTS[schema_id]:
         column = cast("pa.StringArray", batch.column(at))
-        if _text_bytes(column) > STRING_BYTES_MAX:
-            longest = pc.max(pc.binary_length(column)).as_py()
-            if longest is not None and longest > STRING_BYTES_MAX:
-                raise FrameError(
-                    FrameFault.STRING_TOO_LONG,
-                    f"{schema.field(at).name} has a text of {longest} bytes; at most {STRING_BYTES_MAX}",
-                )
+        if _text_bytes(column) <= STRING_BYTES_MAX or column.null_count == len(column):
+            continue  # all together are no longer than one may be
+        longest = pc.max(pc.binary_length(column)).as_py()
+        if longest > STRING_BYTES_MAX:
+            raise FrameError(
+                FrameFault.STRING_TOO_LONG,
+                f"{schema.field(at).name} has a text of {longest} bytes; at most {STRING_BYTES_MAX}",
+            )
 
 
 _REQUIRED = {name: [at for at, field in enumerate(schema) if not field.nullable] for name, schema in SCHEMAS.items()}

@@ -391,3 +391,14 @@ def test_an_empty_frame_is_a_frame() -> None:
         frame = decode(encode(Frame("train/1", batch_of("train/1", {}), manifest)))
         assert frame.rows == 0
         assert frame.manifest == manifest
+
+
+def test_an_absent_text_may_lie_over_any_bytes() -> None:
+    """What stands under a null is no text, however long it is."""
+    hidden = STRING_BYTES_MAX + 1
+    offsets, nulls = pa.py_buffer(struct.pack("<ii", 0, hidden)), pa.py_buffer(b"\0")
+    text = pa.Array.from_buffers(pa.string(), 1, [nulls, offsets, pa.py_buffer(bytes(hidden))])
+    whole = batch_of("event/1", {"time": [NOW], "kind": ["xid"], "simulated": [False]})
+    batch = whole.set_column(whole.schema.get_field_index("message"), "message", text)
+    frame = decode(built("event/1", batch.cast(SCHEMAS["event/1"]).serialize().to_pybytes(), 1))
+    assert frame.strings("message") == [None]
