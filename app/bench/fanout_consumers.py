@@ -1,65 +1,46 @@
 """The peer of ``bench fanout``: consumers that each read the topic from the broker themselves, in one process."""
 
 import argparse
+import asyncio
 import json
 import sys
-import threading
-import time
 
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
-
-POLL_SECONDS = 0.2
-ASSIGN_SECONDS = 30.0
+from telemetry_bus import Latest, Topic, open_bus
+from telemetry_bus.runtime.clock import SystemClock
 
 
-def consumer(bootstrap: str, topic: str) -> Consumer:
-    """One consumer of every partition of ``topic``, from now on; no group, nothing to commit."""
-    made = Consumer({"bootstrap.servers": bootstrap, "group.id": "bench", "enable.auto.commit": False})
-    partitions = made.list_topics(topic, ASSIGN_SECONDS).topics[topic].partitions
-    made.assign([TopicPartition(topic, at, OFFSET_END) for at in partitions])
-    return made
+async def consume(url: str, begun: asyncio.Barrier, counts: list[int]) -> None:
+    """Open a bus of its own and read what comes until cancelled: how many messages, and how many bytes."""
+    async with open_bus(url, SystemClock()) as bus, bus.subscribe((Topic.TRAIN,), Latest()) as subscription:
+        await begun.wait()
+        async for records in subscription:
+            counts[0] += len(records)
+            counts[1] += sum(len(record.payload) for record in records)
 
 
-def read(made: Consumer, begun: threading.Barrier, stopped: threading.Event, counts: list[int]) -> None:
-    """Read until stopped; note how many messages and bytes came."""
-    messages = received = 0
-    made.poll(POLL_SECONDS)
-    begun.wait()
-    while not stopped.is_set():
-        message = made.poll(POLL_SECONDS)
-        if message is not None and message.error() is None:
-            messages += 1
-            received += len(message.value() or b"")
-    counts += [messages, received]
-    made.close()
+async def run(url: str, consumers: int, seconds: float) -> None:
+    """Read with all of them and say what came."""
+    begun, counts = asyncio.Barrier(consumers + 1), [0, 0]
+    async with asyncio.TaskGroup() as tasks:
+        reading = [tasks.create_task(consume(url, begun, counts)) for _ in range(consumers)]
+        await begun.wait()
+        print(json.dumps({"measuring": True}), flush=True)
+        await asyncio.sleep(seconds)
+        print(json.dumps({"measured": True}), flush=True)
+        for task in reading:
+            task.cancel()
+    print(json.dumps({"messages": counts[0], "received_bytes": counts[1]}), flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
 
 
 def main() -> None:
-    """Read the arguments and the topic, and say what came."""
+    """Read the arguments and the topic."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--bootstrap", required=True)
-    parser.add_argument("--topic", required=True)
+    parser.add_argument("--bus", required=True)
     parser.add_argument("--consumers", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     given = parser.parse_args()
-    begun, stopped = threading.Barrier(given.consumers + 1), threading.Event()
-    counts: list[list[int]] = [[] for _ in range(given.consumers)]
-    made = [consumer(given.bootstrap, given.topic) for _ in range(given.consumers)]
-    threads = [
-        threading.Thread(target=read, args=(one, begun, stopped, own)) for one, own in zip(made, counts, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    begun.wait()
-    print(json.dumps({"measuring": True}), flush=True)
-    time.sleep(given.seconds)
-    stopped.set()
-    print(json.dumps({"measured": True}), flush=True)
-    for thread in threads:
-        thread.join()
-    messages, received = (sum(column) for column in zip(*counts, strict=True))
-    print(json.dumps({"messages": messages, "received_bytes": received}), flush=True)
-    sys.stdin.readline()
+    asyncio.run(run(given.bus, given.consumers, given.seconds))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from typing import Any
 
 from app.bench.kafka_broker import KafkaBroker
 from app.processes import Talking, talking
-from telemetry_bus.topics import Topic
 
 CONSUMERS_MAX = 50
 """Consumers that are really started: each has threads and connections of its own, and two cores carry no thousand. What
@@ -49,7 +48,7 @@ async def idle_bytes(broker: KafkaBroker, seconds: float) -> int:
 async def consumers_read(broker: KafkaBroker, readers: int, seconds: float) -> dict[str, Any]:
     """What the broker writes while consumers read the topic themselves."""
     count = min(readers, CONSUMERS_MAX)
-    command = ["app.bench.fanout_consumers", "--bootstrap", broker.bootstrap, "--topic", Topic.TRAIN.value]
+    command = ["app.bench.fanout_consumers", "--bus", f"kafka://{broker.bootstrap}"]
     command += ["--consumers", str(count), "--seconds", str(seconds)]
     async with talking("the consumers", command, keep_stdin=True) as consumers:
         written = await _while_measured(consumers, broker, seconds)
