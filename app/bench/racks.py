@@ -6,7 +6,6 @@ A column's second is a slice, from a random place, of a pool of random numbers t
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow as pa
 from telemetry_bus.frames import Array, Frame, batch_of
 from telemetry_bus.manifest import Manifest, Run
 from telemetry_bus.metric_names import GPU_METRICS
+from telemetry_bus.schemas import SCHEMAS, TIME
 
 GPUS_PER_NODE = 8
 POOL = 1 << 20
@@ -51,22 +51,27 @@ class Rack:
             for node, rows in zip(self.nodes, self._counts, strict=True)
         )
         gpu: Array = np.concatenate([np.arange(count, dtype=np.int32) for count in self._counts])
-        self._identity = {
-            "region": pa.array([region] * gpus),
+        identity = {
+            "time": np.zeros(gpus),
+            "region": [region] * gpus,
             "node": pa.array(np.repeat(self.nodes, self._counts)),
-            "gpu": pa.array(gpu, pa.int32()),
-            "uuid": pa.array([f"GPU-{uuid.UUID(int=int(rng.integers(1 << 62)))}" for _ in range(gpus)]),
-            "simulated": pa.array(np.ones(gpus, dtype=bool)),
+            "gpu": gpu,
+            "uuid": [f"GPU-{uuid.UUID(int=int(rng.integers(1 << 62)))}" for _ in range(gpus)],
+            "simulated": np.ones(gpus, dtype=bool),
         }
+        self._template = batch_of("gpu/1", identity).columns
+        self._places = [SCHEMAS["gpu/1"].get_field_index(metric.name) for metric in self._metrics]
 
     def second(self, now: float, pool: Pool, silent: Sequence[int]) -> Frame:
         """The frame of this second; nodes in ``silent`` send nothing from now on."""
         self._seconds += 1
-        columns: dict[str, Any] = {"time": np.full(self._rows, now), **self._identity}
+        columns = list(self._template)
+        columns[0] = pa.array(np.full(self._rows, round(now * 1e6)), TIME)
         starts = self._rng.integers(0, POOL - self._rows, len(self._metrics)).tolist()
-        for metric, start in zip(self._metrics, starts, strict=True):
-            columns[metric.name] = self._column(metric.arrow, pool, start)
-        frame = Frame("gpu/1", batch_of("gpu/1", columns), self._runs(now))
+        for metric, place, start in zip(self._metrics, self._places, starts, strict=True):
+            columns[place] = pa.array(self._column(metric.arrow, pool, start))
+        batch = pa.RecordBatch.from_arrays(columns, schema=SCHEMAS["gpu/1"])
+        frame = Frame("gpu/1", batch, self._runs(now))
         return self._without(frame, silent) if silent else frame
 
     def _column(self, kind: str, pool: Pool, start: int) -> Array:

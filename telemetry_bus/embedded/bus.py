@@ -223,16 +223,28 @@ class _Readers:
 
 
 class _Signal:
-    """Wakes every waiter of this process at once."""
+    """Wakes every waiter of this process at once. A wait costs a timer and nothing else: readers wait all the time."""
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def set(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
+        waiting, self._waiting = self._waiting, set()
+        for waiter in waiting:
+            _end(waiter)
 
     async def wait(self, timeout_seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._event.wait()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(timeout_seconds, _end, waiter)
+        self._waiting.add(waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._waiting.discard(waiter)
+
+
+def _end(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -27,6 +27,10 @@ TRIM_RECORDS = 256
 CHECK_INSTRUCTIONS = 10_000
 """Of SQLite's machine, between two questions whether a check should give up."""
 
+PAGE_BYTES = 16 * 1024
+"""Of a new log. Large frames are written and read page by page: with SQLite's 4 KiB a fleet of 300,000 GPUs needs 20,000
+calls a second in each process. A small commit writes some 80 KiB instead of 20 for it."""
+
 _GIB = 1024**3
 _MIB = 1024**2
 _HOUR = 3600.0
@@ -86,7 +90,8 @@ class LogFile:
             try:
                 self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
                 self._db.execute(
-                    "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 67108864;"
+                    f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; "
+                    "PRAGMA journal_size_limit = 67108864;"
                 )
             except apsw.Error:
                 self._db.close()
