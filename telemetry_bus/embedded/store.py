@@ -28,7 +28,7 @@ CHECK_INSTRUCTIONS = 10_000
 """Of SQLite's machine, between two questions whether a check should give up."""
 
 PAGE_BYTES = 16 * 1024
-"""Of a new log. Large frames are written and read page by page: with SQLite's 4 KiB a fleet of 300,000 GPUs needs 20,000
+"""Of a new log. Large frames are written and read page by page: of SQLite's 4 KiB a fleet of 300,000 GPUs needs 20,000
 calls a second in each process. A small commit writes some 80 KiB instead of 20 for it."""
 
 _GIB = 1024**3
