@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from telemetry_bus.frames import Frame
+from telemetry_bus.text_keys import KeyTable, column_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -108,7 +110,7 @@ class FleetState:
         """At most :data:`REGIONS_MAX` names; GPUs of others count for no region."""
         self.columns = Columns.empty(64)
         self._gpus_max = gpus_max
-        self._node_of: dict[str, int] = {}
+        self._node_table = KeyTable()
         self._slots = np.full((8, 8), -1, np.int32)
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
 
@@ -133,8 +135,7 @@ class FleetState:
 
     def _slots_of(self, frame: Frame, gpus: Array, rows: Array | slice) -> Array:
         encoded: Any = pc.dictionary_encode(frame.batch.column("node"))
-        names = encoded.dictionary.to_pylist()
-        ids = np.array([self._node(name) for name in names], np.int64)
+        ids = self._nodes_of(encoded.dictionary)
         self._widen(int(gpus[rows].max()) + 1)
         nodes = ids[encoded.indices.to_numpy(zero_copy_only=False)[rows]]
         slots = self._slots[nodes, gpus[rows]].astype(np.int64)
@@ -144,14 +145,17 @@ class FleetState:
             self.rows_over_limit += int((slots < 0).sum())
         return np.asarray(slots)
 
-    def _node(self, name: str) -> int:
-        node = self._node_of.get(name)
-        if node is None:
-            node = self._node_of[name] = len(self.nodes)
-            self.nodes.append(name)
-            if node >= len(self._slots):
+    def _nodes_of(self, names: Any) -> Array:
+        """The number of each node in an Arrow text column; who is new gets the next one."""
+        keys = column_keys(names)
+        nodes = self._node_table.find(keys)
+        for at in np.flatnonzero(nodes < 0).tolist():
+            nodes[at] = len(self.nodes)
+            self._node_table.put(int(keys[at]), len(self.nodes))
+            self.nodes.append(names[at].as_py())
+            if len(self.nodes) > len(self._slots):
                 self._slots = np.pad(self._slots, ((0, len(self._slots)), (0, 0)), constant_values=-1)
-        return node
+        return nodes
 
     def _widen(self, width: int) -> None:
         held = self._slots.shape[1]
@@ -236,7 +240,9 @@ class FleetState:
         count = len(kept)
         used = np.unique(columns.node[:count])
         self.nodes = [self.nodes[node] for node in used]
-        self._node_of = {name: node for node, name in enumerate(self.nodes)}
+        self._node_table = KeyTable()
+        for node, key in enumerate(column_keys(pa.array(self.nodes, pa.string())).tolist()):
+            self._node_table.put(key, node)
         columns.node[:count] = np.searchsorted(used, columns.node[:count])
         self._slots = np.full((max(8, len(used)), self._slots.shape[1]), -1, np.int32)
         self._slots[columns.node[:count], columns.gpu[:count]] = np.arange(count)

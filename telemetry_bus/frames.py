@@ -201,7 +201,8 @@ def encode(frame: Frame) -> bytes:
     """The frame as bytes. Raises :class:`FrameError` for everything that a reader would refuse the frame for."""
     _check_rows(frame.schema_id, frame.batch, frame.manifest)
     schema_id, runs = frame.schema_id.encode(), frame.manifest
-    message = memoryview(frame.batch.serialize())
+    known = _columns_with_values(frame.batch)
+    message = memoryview(frame.batch.select(list(range(known))).serialize())
     manifest: list[bytes] = [
         *(runs.seqs.astype("<u8").tobytes(), runs.sents.astype("<f8").tobytes(), runs.boots),
         *(runs.rows.astype("<u4").tobytes(), runs.ends.astype("<u4").tobytes(), runs.names),
@@ -212,7 +213,7 @@ def encode(frame: Frame) -> bytes:
         raise FrameError(
             FrameFault.TOO_LARGE, f"a frame of {size} bytes; at most {FRAME_BYTES_MAX}: make it of fewer rows"
         )
-    head = struct.pack("<HHIII", frame.batch.num_columns, len(schema_id), len(runs), len(runs.names), 0)
+    head = struct.pack("<HHIII", known, len(schema_id), len(runs), len(runs.names), 0)
     filled = begin - _HEAD.size - len(schema_id)
     behind = end - begin - sum(map(len, manifest))
     covered = xxhash.xxh3_64()
@@ -220,6 +221,15 @@ def encode(frame: Frame) -> bytes:
     for part in parts:
         covered.update(part)
     return b"".join((MAGIC, struct.pack("<Q", covered.intdigest()), *parts))
+
+
+def _columns_with_values(batch: pa.RecordBatch) -> int:
+    """How many columns are sent: those behind the last one with a value are null everywhere, as in a frame of a writer
+    that did not know them."""
+    columns = batch.num_columns
+    while columns > 1 and batch.column(columns - 1).null_count == batch.num_rows:
+        columns -= 1
+    return columns
 
 
 def _places(id_length: int, runs: int, names: int) -> tuple[int, int]:

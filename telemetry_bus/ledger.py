@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from telemetry_bus.manifest import BOOT_BYTES, Array, Manifest, Run
+from telemetry_bus.manifest import Array, Manifest, Run
 from telemetry_bus.ranges import Ranges
 from telemetry_bus.source_table import ClockOffsets, LastSeen, SimulatedSources, SourceRegions, SourceTable
+from telemetry_bus.text_keys import KeyTable
 
 LOST_AFTER_SECONDS = 6 * 3600.0
 """A node's spool holds four hours; what has not come two hours later does not come."""
@@ -78,8 +79,8 @@ class SourceLedger:
         self.lost_total = 0
         self.outstanding = 0
         self._boots = np.zeros(64, dtype=_BOOT)
-        self._index: dict[bytes, int] = {}
-        self._keys: list[bytes] = []
+        self._table = KeyTable()
+        self._room = 0
         self._free: list[int] = []
         self._holes: dict[int, Ranges] = {}
         self._unread: dict[int, Ranges] = {}
@@ -89,7 +90,7 @@ class SourceLedger:
 
     def __iter__(self) -> Iterator[SourceCount]:
         """Every boot of every source that is remembered."""
-        return (self._count(slot) for slot in self._index.values())
+        return map(self._count, self._table.slots())
 
     def holed(self) -> Iterator[SourceCount]:
         """The boots that miss frames: mostly few, whatever the number of sources."""
@@ -139,25 +140,26 @@ class SourceLedger:
 
     def _slots(self, manifest: Manifest, now: float) -> Array:
         keys = manifest.keys()
-        slots = np.array([self._index.get(key, -1) for key in keys], dtype=np.intp)
+        slots = self._table.find(keys)
         if (slots >= 0).all():
             return slots
         for at in np.flatnonzero(slots < 0).tolist():
-            known = self._index.get(keys[at])
-            slots[at] = self._adopt(keys[at], int(manifest.seqs[at]), now) if known is None else known
-        if len(self._index) > SOURCES_MAX:
+            known = self._table.get(int(keys[at]))
+            slots[at] = self._adopt(int(keys[at]), manifest, at, now) if known < 0 else known
+        if len(self._table) > SOURCES_MAX:
             self._forget_longest_silent(slots)
         return slots
 
-    def _adopt(self, key: bytes, seq: int, now: float) -> int:
+    def _adopt(self, key: int, manifest: Manifest, at: int, now: float) -> int:
         if not self._free:
-            if len(self._keys) == len(self._boots):
+            if self._room == len(self._boots):
                 self._boots = np.concatenate([self._boots, np.zeros(len(self._boots), dtype=_BOOT)])
-            self._free.append(len(self._keys))
-            self._keys.append(b"")
+            self._free.append(self._room)
+            self._room += 1
         slot = self._free.pop()
-        self._index[key], self._keys[slot] = slot, key
-        self._boots[slot] = (seq, seq, now, 0, 0, 0, self.sources.adopt(key[:-BOOT_BYTES].decode()), True)
+        self._table.put(key, slot)
+        seq, source = int(manifest.seqs[at]), self.sources.adopt(manifest.source(at))
+        self._boots[slot] = (seq, seq, now, 0, 0, 0, source, True)
         return slot
 
     def _place(self, slot: int, seq: int, now: float) -> bool:
@@ -229,7 +231,7 @@ class SourceLedger:
         """Bring the number of boots back to its bound: not those at hand; what the others missed is lost."""
         seen = np.where(self._boots["used"], self._boots["seen"], np.inf)
         seen[kept] = np.inf
-        for slot in np.argsort(seen, kind="stable")[: len(self._index) - SOURCES_MAX].tolist():
+        for slot in np.argsort(seen, kind="stable")[: len(self._table) - SOURCES_MAX].tolist():
             if not self._boots["used"][slot] or slot in kept:
                 continue
             if (holes := self._holes.get(slot)) is not None:
@@ -242,7 +244,7 @@ class SourceLedger:
         self._unread.pop(slot, None)
         self._early.pop(slot, None)
         self.sources.release(int(self._boots["source"][slot]))
-        del self._index[self._keys[slot]]
+        self._table.drop(slot)
         self._boots["used"][slot] = False
         self._free.append(slot)
 

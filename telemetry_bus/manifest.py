@@ -4,12 +4,15 @@ A merged second of a rack has 64 runs, and one of a whole region tens of thousan
 and never walk them one by one.
 """
 
+import secrets
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, overload
 
 import numpy as np
+
+from telemetry_bus.text_keys import text_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,6 +23,7 @@ SEQ_END = (1 << 63) - 1
 SECONDS_MAX = 9.2e12
 """int64 microseconds end there, 290,000 years from 1970. NaN is not below it either."""
 BOOT_BYTES = 16
+_BOOT_FACTORS = np.array([secrets.randbits(63) * 2 + 1 for _ in range(2)], dtype=np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,8 @@ class Manifest(Sequence[Run]):
         if isinstance(at, slice):
             return self.selected(np.arange(len(self))[at])
         at = range(len(self))[at]
-        begin = int(self.ends[at - 1]) if at else 0
         return Run(
-            self.names[begin : int(self.ends[at])].decode(),
+            self.source(at),
             uuid.UUID(bytes=self.boots[BOOT_BYTES * at : BOOT_BYTES * (at + 1)]),
             int(self.seqs[at]),
             int(self.rows[at]),
@@ -113,13 +116,19 @@ class Manifest(Sequence[Run]):
         """The source of every run."""
         return [name.decode() for name in self._names()]
 
-    def keys(self) -> list[bytes]:
-        """Source and boot of every run as one value: equal where both are."""
-        boots = self.boots
-        return [
-            name + boots[at : at + BOOT_BYTES]
-            for name, at in zip(self._names(), range(0, len(boots), BOOT_BYTES), strict=True)
-        ]
+    def keys(self) -> Array:
+        """Source and boot of every run as one uint64: equal where both are (see :mod:`telemetry_bus.text_keys`)."""
+        if not len(self):
+            return np.zeros(0, np.uint64)
+        starts = np.concatenate([[0], self.ends[:-1]])
+        names = text_keys(np.frombuffer(self.names, np.uint8), starts, self.ends)
+        boots = np.frombuffer(self.boots, np.uint64).reshape(-1, 2) * _BOOT_FACTORS
+        return np.asarray(names + boots.sum(axis=1, dtype=np.uint64))
+
+    def source(self, at: int) -> str:
+        """The source of one run."""
+        begin = int(self.ends[at - 1]) if at else 0
+        return self.names[begin : int(self.ends[at])].decode()
 
     def starts(self) -> Array:
         """The first row of every run."""
