@@ -8,6 +8,7 @@ from app.telemetry import gateway_metrics, ingest_metrics, pager_metrics
 from app.wiring import Wiring
 from collectors.credentials import JobCredentials
 from telemetry_bus.gateway import Gateway, GatewayOptions, LinkServer, ListenOptions, MergeOptions, Pager
+from telemetry_bus.gateway.entry import LANES
 from telemetry_bus.gateway.http import make_gateway_app, serve_gateway_app
 from telemetry_bus.gateway.ingest import Ingest, IngestOptions, check_of, encoded
 from telemetry_bus.gateway.ingest_routes import ingest_router
@@ -61,6 +62,7 @@ def _options(settings: Settings) -> GatewayOptions:
     return GatewayOptions(
         name=settings.node,
         group=chosen.group or settings.node,
+        lanes=1 if settings.bus_url.startswith("file:") else LANES,
         merging=MergeOptions(seconds=chosen.merge_seconds),
         in_flight_bytes_max=chosen.in_flight_bytes,
         backlog_bytes_per_second=chosen.backlog_bytes_per_second,

@@ -17,7 +17,7 @@ from detectors.latch import Latch
 from detectors.watching import firing, group_of, names, resolved
 from detectors.windows import SeriesTable, not_from_the_future, rounds
 from telemetry_bus.findings import Finding, FindingKind
-from telemetry_bus.frames import Frame
+from telemetry_bus.frames import Array, Frame
 from telemetry_bus.ledger import CLOCK_STEP_SECONDS
 from telemetry_bus.schemas import Severity
 from telemetry_bus.topics import Topic
@@ -130,7 +130,7 @@ class BusyWithoutRowsDetector:
         slots, _new = self.nodes.slots(frame, "node", None)
         percent, valid = frame.numbers("gpu_utilization_percent")
         simulated, seconds = frame.numbers("simulated")[0], frame.times()
-        np.maximum.at(self.nodes.state["seen"], slots[slots >= 0], seconds[slots >= 0])
+        self._note_seen(slots, seconds)
         counts = valid & (slots >= 0) & (self.config.include_simulated | ~simulated.astype(bool))
         with np.errstate(invalid="ignore"):
             busy = np.flatnonzero(counts & (percent > self.config.busy_percent))
@@ -150,6 +150,14 @@ class BusyWithoutRowsDetector:
             state["busy"][slot] = np.maximum(state["busy"][slot], now)
             state["gpus"][slot] = gpus[part]
             state["simulated"][slot] = simulated[rows[part]]
+
+    def _note_seen(self, slots: Array, seconds: Array) -> None:
+        """The newest time of each node. A node's rows stand together: of each stretch only the latest is looked at."""
+        if not len(slots):
+            return
+        begins = np.flatnonzero(np.r_[True, slots[1:] != slots[:-1]])
+        latest, of = np.maximum.reduceat(seconds, begins), slots[begins]
+        np.maximum.at(self.nodes.state["seen"], of[of >= 0], latest[of >= 0])
 
     def _report(self, frame: Frame) -> None:
         seconds = frame.times()

@@ -13,8 +13,8 @@ from telemetry_bus.topics import Topic
 
 MERGE_SECONDS = 0.25
 """Two tiers hold a row back half a second at most, which leaves as much of the second for the way and the commits."""
-MERGED_BYTES_WANTED = 2 * 1024 * 1024
-"""A merged second of 8,000 GPUs; far below what a reader takes (16 MiB), and a commit that stays short."""
+MERGED_BYTES_WANTED = 4 * 1024 * 1024
+"""A merged second of 14,000 GPUs; far below what a reader takes (16 MiB), and a commit that stays short."""
 LARGE_BYTES = 1024 * 1024
 """From here on the cost of a frame is its bytes: it is passed on as it came. Below it every reader gains: the rows of a
 whole region cost it 0.1 CPU-seconds a second in frames of 2 MiB and 0.3 in the frames of its racks (170 KiB), and
