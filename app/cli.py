@@ -479,14 +479,14 @@ def bench_fanout(
 
 @bench.command("pipeline")
 def bench_pipeline(
-    gpus: Annotated[int, typer.Option(min=600, max=1_000_000, help="GPUs, in 600 racks.")] = 300_000,
+    gpus: Annotated[int, typer.Option(min=2_500, max=1_000_000, help="GPUs, 500 to a rack.")] = 300_000,
     metrics: Annotated[int, typer.Option(min=1, max=45, help="Metrics of each GPU.")] = 40,
     hz: Annotated[float, typer.Option(min=0.1, max=10, callback=_finite, help="Samples a second of each.")] = 1.0,
     seconds: Annotated[float, typer.Option(min=5, callback=_finite, help="Measured seconds.")] = 60.0,
     bus: Annotated[
         str | None, typer.Option(help="URL of the bus, or kafka for a broker started here. Default: the embedded log.")
     ] = None,
-    tier: Annotated[str, typer.Option(help="top: 600 racks; rack: one rack's gateway with 64 collectors.")] = "top",
+    tier: Annotated[str, typer.Option(help="top: merged racks; rack: one rack's gateway with 64 collectors.")] = "top",
     slices: Annotated[int, typer.Option(min=1, max=64, help="Detectors that share the partitions.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of values and moments.")] = 0,
     as_json: Json = False,

@@ -29,12 +29,16 @@ WARM_SECONDS = 5.0
 """From the first rack's first second until the figures begin: every source is known by then."""
 CALM_SECONDS = 2.0
 """At the beginning and the end of the measured seconds no job turns NaN."""
+STEPS_SECONDS = 10.0
+"""For so long a job steps before it turns NaN: a few of them step at any time, whatever the size of the fleet."""
 SILENCE_SECONDS = 20.0
 """A node's silence is said after 15 s, at a tick; nodes fall silent early enough for that."""
 PARTITIONS = 12
 """Of a Kafka topic of rows."""
-TOP_RACKS = 600
-"""Leviathan's racks of 500 GPUs each; a smaller fleet has smaller racks, not fewer."""
+RACK_OF_GPUS = 500
+"""Leviathan's 300,000 GPUs are 600 racks; a smaller fleet has fewer of them."""
+IDLE_SECONDS = 5.0
+"""For so long the roles are watched before anything comes: what they cost at rest does not grow with the fleet."""
 RACK_NODES, RACK_GPUS = 64, 8
 
 
@@ -74,6 +78,8 @@ class Measured:
     after: Mapping[str, Figures]
     injected: Sequence[Mapping[str, Any]]
     sent: Mapping[str, Any]
+    idle: float
+    """CPU seconds a second of all roles at rest, before anything came."""
 
 
 async def bench_pipeline_command(options: PipelineOptions, *, as_json: bool) -> int:
@@ -150,13 +156,13 @@ def _configuration(folder: Path, name: str, bus: str, token: str) -> Path:
 
 
 def _order(system: System, options: PipelineOptions) -> Order:
-    racks, gpus = (RACK_NODES, RACK_GPUS) if options.tier == "rack" else (TOP_RACKS, options.gpus // TOP_RACKS)
+    racks, gpus = (RACK_NODES, RACK_GPUS) if options.tier == "rack" else (options.gpus // RACK_OF_GPUS, RACK_OF_GPUS)
     return Order(
         url=system.url,
         token=system.token,
         first=0,
         racks=racks,
-        gpus=max(1, gpus),
+        gpus=gpus,
         metrics=options.metrics,
         hz=options.hz,
         seconds=WARM_SECONDS + options.seconds + SILENCE_SECONDS,
@@ -165,6 +171,7 @@ def _order(system: System, options: PipelineOptions) -> Order:
         calm=WARM_SECONDS + CALM_SECONDS,
         until=WARM_SECONDS + options.seconds - CALM_SECONDS,
         seed=options.seed,
+        steps_before=STEPS_SECONDS,
     )
 
 
@@ -174,6 +181,9 @@ async def _measure(system: System, options: PipelineOptions, stack: contextlib.A
     command = ["app.bench.pipeline_racks"]
     racks = await stack.enter_async_context(talking("the racks", command, stdin=first_line, keep_stdin=True))
     await racks.line(lambda line: "made" in line, READY_SECONDS)
+    resting = sum(_cpu(system).values())
+    await asyncio.sleep(IDLE_SECONDS)
+    idle = (sum(_cpu(system).values()) - resting) / IDLE_SECONDS
     await racks.say("go\n")
     await asyncio.sleep(WARM_SECONDS)
     before, cpu_before, begun = await _figures(system), _cpu(system), time.monotonic()
@@ -183,7 +193,7 @@ async def _measure(system: System, options: PipelineOptions, stack: contextlib.A
     sent = await racks.line(lambda line: line.get("done"), order.seconds + READY_SECONDS)
     injected = [line for line in racks.lines if "job" in line or "silent" in line]
     cpu = {name: cpu_after[name] - cpu_before[name] for name in cpu_after}
-    return Measured(ended - begun, cpu, before, after, injected, sent)
+    return Measured(ended - begun, cpu, before, after, injected, sent, idle)
 
 
 async def _figures(system: System) -> dict[str, Figures]:
@@ -223,6 +233,8 @@ def _result(options: PipelineOptions, system: System, measured: Measured, found:
         "measured_seconds": round(measured.seconds, 2),
         "samples": samples,
         "samples_per_cpu_second": round(samples / cpu) if cpu else None,
+        "cpu_seconds_a_second_at_rest": round(measured.idle, 3),
+        "net_cpu_nanoseconds_per_sample": round((cpu - measured.idle * measured.seconds) / samples * 1e9, 1),
         "lag_p50_s": _worst([lag[0] for lag in lags]),
         "lag_p99_s": _worst([lag[1] for lag in lags]),
         "injected": len(measured.injected),
