@@ -121,8 +121,8 @@ class TopicMissing(BusUnavailable):
     def __init__(self, url: str, topic: str) -> None:
         BusError.__init__(
             self,
-            f"the bus {url} has no topic {topic}, and makes none by itself. Run `nantucket bus init`, which makes all of "
-            "them; nothing was acknowledged.",
+            f"the bus {url} has no topic {topic}, and makes none by itself. Run `nantucket bus init`, which makes all "
+            "of them; nothing was acknowledged.",
         )
         self.url, self.topic = url, topic
 
