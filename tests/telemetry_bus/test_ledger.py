@@ -204,9 +204,9 @@ def test_the_newest_frame_of_a_source_is_known_over_all_of_its_boots() -> None:
     ledger.fresh(run(0, boot=later), NOW + 100)
     assert ledger.last_seen == {"node-1": NOW + 100}
     ledger.expire(NOW + LOST_AFTER_SECONDS)
-    assert (len(list(ledger)), ledger.last_seen) == (1, {"node-1": NOW + 100})
+    assert (len(list(ledger)), dict(ledger.last_seen)) == (1, {"node-1": NOW + 100})
     ledger.expire(NOW + 100 + LOST_AFTER_SECONDS)
-    assert (len(list(ledger)), ledger.last_seen) == (0, {})
+    assert (len(list(ledger)), dict(ledger.last_seen)) == (0, {})
 
 
 def test_only_boots_that_miss_frames_are_walked_for_holes() -> None:
