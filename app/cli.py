@@ -5,16 +5,16 @@ Exit status: 0 done; 1 it failed; 2 wrong usage or configuration; 130 interrupte
 
 import asyncio
 import logging
-import math
 import os
 import secrets
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from app.cli_bench import bench
+from app.command import Json, finite, run_command
 from app.output import console, print_json
 from app.settings import Settings, SettingsError, load
 from telemetry_bus.runtime.clock import SystemClock
@@ -32,7 +32,6 @@ app = typer.Typer(
 )
 alerts = typer.Typer(help="Receivers of pages.", no_args_is_help=True, rich_markup_mode=None)
 job = typer.Typer(help="Jobs and their credentials.", no_args_is_help=True, rich_markup_mode=None)
-bench = typer.Typer(help="Measure, beside a peer where there is one.", no_args_is_help=True, rich_markup_mode=None)
 buses = typer.Typer(help="The bus itself.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(alerts, name="alerts")
 app.add_typer(buses, name="bus")
@@ -49,9 +48,6 @@ Bus = Annotated[
     typer.Option(
         "--bus", envvar="NANTUCKET_BUS", help="URL of the bus. Default: the embedded log in the state folder."
     ),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print JSON lines to standard output, everything else to standard error.")
 ]
 # Values are text here: the settings read them, so that option, variable and file are refused in the same words.
 Simulate = Annotated[
@@ -161,17 +157,6 @@ def _settings(config: Path | None, **options: Any) -> Settings:
     return load(config, nested)
 
 
-def _finite(value: float | None) -> float | None:
-    """An endless wait is no number of seconds, though it is above every minimum."""
-    if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"expected a finite number of seconds, found {value}")
-    return value
-
-
-def _run(work: Coroutine[Any, Any, int | None]) -> None:
-    raise typer.Exit(asyncio.run(work) or 0)
-
-
 @app.command()
 def demo(
     seed: Annotated[
@@ -180,7 +165,7 @@ def demo(
     simulate: Annotated[int, typer.Option(min=0, max=400_000, help="Simulated GPUs that stream beside the job.")] = 64,
     linger: Annotated[
         float,
-        typer.Option(min=0, callback=_finite, help="Seconds for which the page stays up after the page was sent."),
+        typer.Option(min=0, callback=finite, help="Seconds for which the page stays up after the page was sent."),
     ] = 0.0,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 takes a free one.")] = 0,
     as_json: Json = False,
@@ -218,7 +203,7 @@ def up(
         config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
         collect__port=train_port, collect__hz=hz, serve__host=host, serve__port=port, serve__token=token,
     )  # fmt: skip
-    _run(run(settings, frozenset({"collect", "detect", "alert", "serve"}), as_json=as_json))
+    run_command(run(settings, frozenset({"collect", "detect", "alert", "serve"}), as_json=as_json))
 
 
 @app.command()
@@ -246,7 +231,7 @@ def collect(
         config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
         collect__port=train_port, collect__hz=hz, metrics__host=metrics_host, metrics__port=metrics_port,
     )  # fmt: skip
-    _run(
+    run_command(
         collect_once_command(settings, as_json=as_json)
         if once
         else run(settings, frozenset({"collect"}), as_json=as_json)
@@ -273,7 +258,7 @@ def gateway(
         config, state=state, bus=bus, gateway__host=host, gateway__port=port, gateway__http_port=http_port,
         gateway__group=group, metrics__host=metrics_host, metrics__port=metrics_port,
     )  # fmt: skip
-    _run(run(settings, frozenset({"gateway"}), as_json=as_json))
+    run_command(run(settings, frozenset({"gateway"}), as_json=as_json))
 
 
 @app.command()
@@ -292,7 +277,7 @@ def detect(
     settings = _settings(
         config, state=state, bus=bus, detect__slice=part, metrics__host=metrics_host, metrics__port=metrics_port
     )
-    _run(run(settings, frozenset({"detect"}), as_json=as_json))
+    run_command(run(settings, frozenset({"detect"}), as_json=as_json))
 
 
 @app.command()
@@ -311,7 +296,7 @@ def alert(
     settings = _settings(
         config, state=state, bus=bus, alert__store=store, metrics__host=metrics_host, metrics__port=metrics_port
     )
-    _run(run(settings, frozenset({"alert"}), as_json=as_json))
+    run_command(run(settings, frozenset({"alert"}), as_json=as_json))
 
 
 @app.command()
@@ -331,7 +316,7 @@ def serve(
     settings = _settings(
         config, state=state, bus=bus, alert__store=store, serve__host=host, serve__port=port, serve__token=token
     )
-    _run(run(settings, frozenset({"serve"}), as_json=as_json))
+    run_command(run(settings, frozenset({"serve"}), as_json=as_json))
 
 
 @app.command()
@@ -352,7 +337,7 @@ def tail(
         Topic | None, typer.Argument(help="Topic to follow. Default: all telemetry and the findings.")
     ] = None,
     since: Annotated[
-        float | None, typer.Option(min=0, callback=_finite, metavar="SECONDS", help="Begin that far back.")
+        float | None, typer.Option(min=0, callback=finite, metavar="SECONDS", help="Begin that far back.")
     ] = None,
     config: Config = None,
     state: State = None,
@@ -363,7 +348,9 @@ def tail(
     from app.tail import tail as run
 
     topics = (topic,) if topic is not None else (*TELEMETRY, Topic.FINDINGS)
-    _run(run(_settings(config, state=state, bus=bus), topics, SystemClock(), since_seconds=since, as_json=as_json))
+    run_command(
+        run(_settings(config, state=state, bus=bus), topics, SystemClock(), since_seconds=since, as_json=as_json)
+    )
 
 
 @app.command()
@@ -371,7 +358,7 @@ def doctor(config: Config = None, state: State = None, bus: Bus = None, as_json:
     """Check this machine and configuration, and say what to do about each fault."""
     from app.doctor import doctor as run
 
-    _run(run(_settings(config, state=state, bus=bus), as_json=as_json))
+    run_command(run(_settings(config, state=state, bus=bus), as_json=as_json))
 
 
 @alerts.command("test")
@@ -384,7 +371,7 @@ def alerts_test(
     """Send a test page to RECEIVER."""
     from app.send_test_page import send_test_page
 
-    _run(send_test_page(_settings(config, state=state), receiver, as_json=as_json))
+    run_command(send_test_page(_settings(config, state=state), receiver, as_json=as_json))
 
 
 @job.command("token")
@@ -433,100 +420,7 @@ def init_bus(
     settings = _settings(
         config, state=state, bus=bus, kafka__partitions=partitions, kafka__replication=replication
     )  # fmt: skip
-    _run(bus_init(settings, as_json=as_json))
-
-
-@bench.command("page")
-def bench_page(
-    events: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Bad steps, each of another job at a random moment.")
-    ] = 200,
-    gpus: Annotated[int, typer.Option(min=0, max=100_000, help="Simulated GPUs that stream meanwhile.")] = 1000,
-    seconds: Annotated[
-        float, typer.Option(min=1, callback=_finite, help="Time over which the bad steps are spread.")
-    ] = 60.0,
-    peer: Annotated[str | None, typer.Option(help="Also measure a peer on the same events: prometheus.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the moments.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """From run.log() of a bad step to the receiver's socket."""
-    from app.bench.page import PageOptions, bench_page_command
-
-    if peer not in (None, "prometheus"):
-        raise typer.BadParameter(f"expected prometheus, found {peer!r}", param_hint="--peer")
-    _run(bench_page_command(PageOptions(events, gpus, seconds, peer, seed), as_json=as_json))
-
-
-@bench.command("fanout")
-def bench_fanout(
-    readers: Annotated[int, typer.Option(min=1, max=1_000, help="Live readers, each a connection.")] = 1_000,
-    slow: Annotated[int, typer.Option(min=0, max=999, help="How many of them do not read.")] = 100,
-    seconds: Annotated[
-        float, typer.Option(min=1, callback=_finite, help="How long each of the four parts is measured.")
-    ] = 20.0,
-    peer: Annotated[str | None, typer.Option(help="Also let consumers read the topic themselves: kafka.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Many live readers of one page and one topic, and what they cost the bus."""
-    from app.bench.fanout import FanOutOptions, bench_fanout_command
-
-    if peer not in (None, "kafka"):
-        raise typer.BadParameter(f"expected kafka, found {peer!r}", param_hint="--peer")
-    if slow >= readers:
-        raise typer.BadParameter(f"expected fewer than {readers} readers that do not read", param_hint="--slow")
-    _run(bench_fanout_command(FanOutOptions(readers, slow, seconds, peer), as_json=as_json))
-
-
-@bench.command("pipeline")
-def bench_pipeline(
-    gpus: Annotated[int, typer.Option(min=2_500, max=1_000_000, help="GPUs, 500 to a rack.")] = 300_000,
-    metrics: Annotated[int, typer.Option(min=1, max=45, help="Metrics of each GPU.")] = 40,
-    hz: Annotated[float, typer.Option(min=0.1, max=10, callback=_finite, help="Samples a second of each.")] = 1.0,
-    seconds: Annotated[float, typer.Option(min=5, callback=_finite, help="Measured seconds.")] = 60.0,
-    bus: Annotated[
-        str | None, typer.Option(help="URL of the bus, or kafka for a broker started here. Default: the embedded log.")
-    ] = None,
-    tier: Annotated[str, typer.Option(help="top: merged racks; rack: one rack's gateway with 64 collectors.")] = "top",
-    slices: Annotated[int, typer.Option(min=1, max=64, help="Detectors that share the partitions.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of values and moments.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """The whole fleet through gateway, log, detectors and live state."""
-    from app.bench.pipeline import PipelineOptions, bench_pipeline_command
-
-    if tier not in ("top", "rack"):
-        raise typer.BadParameter(f"expected top or rack, found {tier!r}", param_hint="--tier")
-    options = PipelineOptions(gpus, metrics, hz, seconds, bus, tier, slices, seed)
-    _run(bench_pipeline_command(options, as_json=as_json))
-
-
-@bench.command("spool")
-def bench_spool(
-    outage: Annotated[float, typer.Option(min=10, max=14_400, callback=_finite, help="Seconds without a bus.")] = 600.0,
-    nodes: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Instead: so many nodes return together after four compressed hours.")
-    ] = 0,
-    as_json: Json = False,
-) -> None:
-    """A bus is taken away and put back: what arrives, how fast, and who was paged."""
-    from app.bench.spool import SpoolOptions, bench_spool_command
-
-    _run(bench_spool_command(SpoolOptions(outage, nodes), as_json=as_json))
-
-
-@bench.command("copies")
-def bench_copies(
-    gpus: Annotated[int, typer.Option(min=60, max=300_000, help="Simulated GPUs that stream meanwhile.")] = 30_000,
-    outage: Annotated[
-        float, typer.Option(min=0, callback=_finite, help="Seconds for which the broker is stopped; 0: not at all.")
-    ] = 30.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the moments.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Detectors come and go over a real Kafka, and its broker stops."""
-    from app.bench.copies import CopiesOptions, bench_copies_command
-
-    _run(bench_copies_command(CopiesOptions(gpus, outage, seed), as_json=as_json))
+    run_command(bus_init(settings, as_json=as_json))
 
 
 def main() -> None:
