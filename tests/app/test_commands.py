@@ -20,6 +20,7 @@ from app.processes import talking
 from app.settings import SettingsError
 from collectors.spool import SpoolConfig
 from telemetry_bus.embedded import EmbeddedBus
+from telemetry_bus.embedded.store import PAGE_BYTES
 from telemetry_bus.errors import BusClosed, BusUnavailable
 from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.runtime.clock import SystemClock
@@ -115,10 +116,10 @@ async def test_doctor_finds_damage_inside_a_log_that_opens(tmp_path: Path) -> No
     """A page in the middle of the file is overwritten: the log still opens and has an end, and is no good."""
     folder = tmp_path / "bus"
     async with EmbeddedBus(folder, SystemClock()) as bus:
-        await bus.publish(Topic.TRAIN, [os.urandom(1000) for _ in range(200)])
+        await bus.publish(Topic.TRAIN, [os.urandom(1000) for _ in range(1000)])
     path = folder / "log.sqlite"
     good = path.read_bytes()
-    path.write_bytes(good[: 30 * 4096] + b"\xff" * 4096 + good[31 * 4096 :])
+    path.write_bytes(good[: 30 * PAGE_BYTES] + b"\xff" * PAGE_BYTES + good[31 * PAGE_BYTES :])
     ended = await nantucket("doctor", "--json", "--state", tmp_path / "state", "--bus", folder.as_uri())
     (bus_row,) = [row for row in ended.rows if row["check"] == "bus"]
     assert ended.status == 1

@@ -271,7 +271,7 @@ async def test_the_depth_is_told_from_the_beginning_of_an_outage_to_its_end(tmp_
         await node.sends()
         far.away = True
         await node.sends(300)
-        far.away, far.pace = False, 10_000.0
+        far.away, far.pace = False, 2_000.0
         await time.drive(lambda: not upward.depth.frames)
         await time.drive(lambda: told(far, "spool")[-1]["away"] is False and told(far, "spool")[-1]["frames"] == 0)
     depths = told(far, "spool")

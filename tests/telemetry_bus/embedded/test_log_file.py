@@ -18,7 +18,7 @@ import pytest
 from telemetry_bus import BusUnavailable, Earliest, Latest, Topic, UnknownBus, UnsuitableFolder, open_bus
 from telemetry_bus.embedded import DEFAULT_LIMITS, EmbeddedBus, TopicLimit, sqlite_version
 from telemetry_bus.embedded.folder import NETWORK_FILESYSTEMS, filesystem_of, refuse_network
-from telemetry_bus.embedded.store import LogFile
+from telemetry_bus.embedded.store import PAGE_BYTES, LogFile
 from telemetry_bus.errors import InaccessibleFolder, LogRemoved, UnreadableLog
 from telemetry_bus.runtime.clock import ManualClock, SystemClock
 
@@ -227,11 +227,11 @@ async def test_a_log_that_is_taken_away_is_noticed_by_publishers_and_readers(tmp
 async def test_a_check_finds_damage_that_no_read_has_met(tmp_path: Path) -> None:
     """A page in the middle of the file is overwritten: opening goes well, the check does not."""
     async with EmbeddedBus(tmp_path, SystemClock()) as bus:
-        await bus.publish(Topic.TRAIN, [os.urandom(1000) for _ in range(200)])
+        await bus.publish(Topic.TRAIN, [os.urandom(1000) for _ in range(1000)])
         assert await bus.check(60.0)
     path = tmp_path / "log.sqlite"
     data = bytearray(path.read_bytes())
-    data[30 * 4096 : 31 * 4096] = b"\xff" * 4096
+    data[30 * PAGE_BYTES : 31 * PAGE_BYTES] = b"\xff" * PAGE_BYTES
     path.write_bytes(data)
     async with EmbeddedBus(tmp_path, SystemClock()) as bus:
         with pytest.raises(UnreadableLog, match=r"log\.sqlite"):
@@ -313,7 +313,7 @@ def test_the_sqlite_that_carries_the_log_is_a_current_one() -> None:
     assert tuple(int(part) for part in sqlite_version().split(".")) >= (3, 51, 3)
 
 
-@pytest.mark.parametrize("url", ["", "kafka://host:9092", "file://elsewhere/folder", "file:", "/a/path", "sqlite:///x"])
+@pytest.mark.parametrize("url", ["", "amqp://host:5672", "file://elsewhere/folder", "file:", "/a/path", "sqlite:///x"])
 def test_a_bus_url_of_no_known_kind_is_refused(url: str) -> None:
     """The message shows the URL and what is understood."""
     with pytest.raises(UnknownBus, match="file:///FOLDER") as refused:
