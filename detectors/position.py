@@ -31,6 +31,7 @@ FIRST_SECONDS = 600.0
 MEMORY_SECONDS = 7 * 86_400.0
 """Findings that are read for what is still open: trouble that nobody has ended in a week is no news for anybody."""
 
+ALONE = frozenset({Topic.TICKS, Topic.BACKLOG})
 LARGE_BYTES = 256 * 1024
 """A frame of 800 GPUs: what an array operation costs there is its elements, not its call."""
 
@@ -54,13 +55,14 @@ class Position:
         return record.offset >= self.committed.get(record.topic, {}).get(record.partition, 0)
 
     def groups(self, records: Sequence[Record]) -> Iterator[list[Record]]:
-        """``records`` cut where the topic or the liveness changes. A tick stands alone, for it is a moment, and so does
-        a large frame, which gains nothing by being looked at together with others."""
+        """``records`` cut where the topic or the liveness changes. A tick stands alone, for it is a moment; so does a
+        frame of the backlog, whose neighbour may be of another schema; and so does a large frame, which gains nothing
+        by being looked at together with others."""
         for _, group in groupby(records, self._company):
             yield list(group)
 
     def _company(self, record: Record) -> tuple[Topic, bool, int, int]:
-        alone = record.topic is Topic.TICKS or len(record.payload) >= LARGE_BYTES
+        alone = record.topic in ALONE or len(record.payload) >= LARGE_BYTES
         return record.topic, self.is_live(record), record.partition if alone else -1, record.offset if alone else -1
 
     def was_refused(self, record: Record) -> bool:
