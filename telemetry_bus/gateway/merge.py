@@ -7,6 +7,7 @@ key, in the order in which they came; manifests are kept, so that nothing of whe
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from telemetry_bus.errors import FrameError
 from telemetry_bus.frames import FRAME_ROWS_MAX, RUNS_MAX, encode, merge
 from telemetry_bus.gateway.entry import Answering, Entry, is_critical
 from telemetry_bus.topics import Topic
@@ -71,7 +72,7 @@ class Merger:
         batches = []
         group = self._groups.get(place)
         if group is not None and (large or not self._fits(group, size, rows, runs)):
-            batches.append(self._closed(place))
+            batches += self._closed(place)
             group = None
         if large:
             return [*batches, Batch(entry.topic, entry.key, entry.payload, (entry,))]
@@ -80,13 +81,13 @@ class Merger:
         group.entries.append(entry)
         group.bytes, group.rows, group.runs = group.bytes + size, group.rows + rows, group.runs + runs
         if options.seconds <= 0 or is_critical(entry.topic, entry.frame):
-            batches.append(self._closed(place))  # with those that came before it: the order is kept
+            batches += self._closed(place)  # with those that came before it: the order is kept
         return batches
 
     def due(self, now: float) -> list[Batch]:
         """What has waited long enough."""
         ripe = [place for place, group in self._groups.items() if group.due <= now]
-        return [self._closed(place) for place in ripe]
+        return self._close_those(ripe)
 
     def next_due(self) -> float | None:
         """When something will have waited long enough; ``None`` while nothing waits."""
@@ -103,7 +104,7 @@ class Merger:
         return self._close_those(self._groups)
 
     def _close_those(self, places: Iterable[tuple[Topic, str, str]]) -> list[Batch]:
-        return [self._closed(place) for place in list(places)]
+        return [batch for place in list(places) for batch in self._closed(place)]
 
     def _fits(self, group: _Group, size: int, rows: int, runs: int) -> bool:
         return (
@@ -112,9 +113,20 @@ class Merger:
             and group.runs + runs <= RUNS_MAX
         )
 
-    def _closed(self, place: tuple[Topic, str, str]) -> Batch:
-        entries = tuple(self._groups.pop(place).entries)
+    def _closed(self, place: tuple[Topic, str, str]) -> list[Batch]:
         topic, _, key = place
-        if len(entries) == 1:
-            return Batch(topic, key, entries[0].payload, entries)
-        return Batch(topic, key, encode(merge([entry.frame for entry in entries])), entries)
+        return _merged(topic, key, tuple(self._groups.pop(place).entries))
+
+
+def _merged(topic: Topic, key: str, entries: tuple[Entry, ...]) -> list[Batch]:
+    """``entries`` as one batch, or as several where one would be larger than any frame.
+
+    A frame has no columns behind the last that has a value: beside one with all of them, rows grow up to tenfold.
+    """
+    if len(entries) == 1:
+        return [Batch(topic, key, entries[0].payload, entries)]
+    try:
+        return [Batch(topic, key, encode(merge([entry.frame for entry in entries])), entries)]
+    except FrameError:
+        half = len(entries) // 2
+        return [*_merged(topic, key, entries[:half]), *_merged(topic, key, entries[half:])]

@@ -10,6 +10,7 @@ import pytest
 from telemetry_bus import Frame, FrameMaker, Topic, decode, encode
 from telemetry_bus.gateway.entry import Entry, checked, is_critical
 from telemetry_bus.gateway.merge import Batch, MergeOptions
+from telemetry_bus.schemas import GPU
 from tests.telemetry_bus.gateway.scene import event, gpu, gpu_frame, train_frame
 
 
@@ -84,6 +85,22 @@ def test_a_merged_frame_stays_below_its_size() -> None:
     batches = [batch for number in range(7) for batch in merger.add(entry(Topic.GPU, gpu(node(number))), 0.0)]
     assert [len(batch.entries) for batch in batches] == [3, 3]
     assert [len(batch.entries) for batch in merger.everything()] == [1]
+
+
+def test_rows_that_grow_beside_wider_ones_go_as_several_frames() -> None:
+    """A frame that lacks the last columns is small; merged with one that has them it could be larger than any frame."""
+    merger, rows = MergeOptions().build(), 20_000
+    cells: dict[str, list[Any]]
+    cells = {"time": [0.0] * rows, "node": ["n"] * rows, "gpu": list(range(rows)), "simulated": [True] * rows}
+    narrow = [encode(node(number).make("gpu/1", cells, 0.0)) for number in range(6)]
+    last = {GPU.names[-1]: [1.0]}
+    wide = encode(node(6).make("gpu/1", {name: values[:1] for name, values in cells.items()} | last, 0.0))
+    for payload in (*narrow, wide):
+        assert merger.add(entry(Topic.GPU, payload), 0.0) == []
+    batches = merger.due(1.0)
+    assert len(batches) > 1
+    assert [source for batch in batches for source in runs_of(batch)] == [f"n{number}/gpu" for number in range(7)]
+    assert sum(len(batch.entries) for batch in batches) == 7
 
 
 @pytest.mark.parametrize(
