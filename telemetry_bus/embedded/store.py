@@ -31,6 +31,8 @@ PAGE_BYTES = 16 * 1024
 """Of a new log. Large frames are written and read page by page: of SQLite's 4 KiB a fleet of 300,000 GPUs needs 20,000
 calls a second in each process. A small commit writes some 80 KiB instead of 20 for it."""
 
+WAL_BYTES_KEPT = 64 * 1024 * 1024
+"""To which the write-ahead file is cut after a long reader has let it grow."""
 CHECKPOINT_PAGES = 256
 """4 MiB of the write-ahead log are brought into the database at once, as with SQLite's own pages and number."""
 
@@ -92,10 +94,11 @@ class LogFile:
             self._db = apsw.Connection(str(self._path))
             try:
                 self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
+                # All of them run only once all of their answers have been taken.
                 self._db.execute(
                     f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; "
-                    f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = 67108864;"
-                )
+                    f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = {WAL_BYTES_KEPT};"
+                ).fetchall()
             except apsw.Error:
                 self._db.close()
                 raise

@@ -18,7 +18,7 @@ import pytest
 from telemetry_bus import BusUnavailable, Earliest, Latest, Topic, UnknownBus, UnsuitableFolder, open_bus
 from telemetry_bus.embedded import DEFAULT_LIMITS, EmbeddedBus, TopicLimit, sqlite_version
 from telemetry_bus.embedded.folder import NETWORK_FILESYSTEMS, filesystem_of, refuse_network
-from telemetry_bus.embedded.store import PAGE_BYTES, LogFile
+from telemetry_bus.embedded.store import CHECKPOINT_PAGES, PAGE_BYTES, WAL_BYTES_KEPT, LogFile
 from telemetry_bus.errors import InaccessibleFolder, LogRemoved, UnreadableLog
 from telemetry_bus.runtime.clock import ManualClock, SystemClock
 
@@ -254,6 +254,15 @@ async def test_a_log_of_another_format_is_left_alone(tmp_path: Path, version: in
         other.execute(f"PRAGMA user_version = {version}")
     with pytest.raises(UnreadableLog, match=f"format is {version}"):
         await opened(tmp_path)
+
+
+def test_a_connection_is_set_as_the_log_promises(tmp_path: Path) -> None:
+    """Every commit is synced, in pages of our size, and the write-ahead file is brought back and cut."""
+    log = LogFile(tmp_path, "file:///log")
+    names = ("journal_mode", "synchronous", "page_size", "wal_autocheckpoint", "journal_size_limit")
+    found = [log._db.pragma(name) for name in names]
+    log.close()
+    assert found == ["wal", 2, PAGE_BYTES, CHECKPOINT_PAGES, WAL_BYTES_KEPT]
 
 
 async def test_the_write_ahead_log_stays_small_while_readers_live(tmp_path: Path) -> None:
