@@ -270,14 +270,14 @@ async def test_the_depth_is_told_from_the_beginning_of_an_outage_to_its_end(tmp_
         node = Node(upward, time)
         await node.sends()
         far.away = True
-        await node.sends(300)
-        far.away, far.pace = False, 2_000.0
+        await node.sends(1200)
+        far.away, far.pace = False, 10_000.0
         await time.drive(lambda: not upward.depth.frames)
         await time.drive(lambda: told(far, "spool")[-1]["away"] is False and told(far, "spool")[-1]["frames"] == 0)
     depths = told(far, "spool")
-    assert (depths[0]["away"], depths[0]["frames"]) == (True, 301)  # the probe that was answered
+    assert (depths[0]["away"], depths[0]["frames"]) == (True, 1201)  # the probe that was answered
     assert {"frames", "bytes", "oldest_seconds", "away"} == depths[0].keys()
-    assert any(0 < depth["frames"] < 300 and depth["away"] is False for depth in depths)
+    assert any(0 < depth["frames"] < 1200 and depth["away"] is False for depth in depths)
     assert far.ledger().outstanding == 0
 
 
