@@ -21,7 +21,7 @@ from collectors.spool import Depth, Spool
 from collectors.spool_events import SpoolEvents
 from collectors.spool_sender import SpoolSender, UpwardCounters
 from collectors.under_way import UnderWay
-from telemetry_bus.errors import BusUnavailable, OutletFull
+from telemetry_bus.errors import BusUnavailable, FrameError, OutletFull
 from telemetry_bus.frames import Frame, encode
 from telemetry_bus.outlet import Outlet
 from telemetry_bus.runtime.clock import Clock
@@ -208,6 +208,8 @@ class Upward:
         except OutletFull as full:
             await self._sleep(full.retry_after_seconds * random.uniform(1.0, 1.5))
             return False
+        except FrameError as error:
+            _log.error("what the spool tells of itself is refused for good: %s", error)  # it is there: it has answered
         except (BusUnavailable, TimeoutError):
             return False
         await self._publish_findings()
@@ -266,6 +268,8 @@ class Upward:
                 await self._tick()
             except BusUnavailable as error:
                 _log.warning("the spool's disk fails: %s", error)
+            except FrameError as error:
+                _log.error("what the spool tells of itself is refused for good: %s", error)
 
     async def _tick(self) -> None:
         await self.spool.expire()
@@ -295,11 +299,12 @@ class Upward:
             self.spool.dropped.update(dropped)  # what could not be told is told later
 
     async def _tell_durably(self, *, away: bool) -> None:
-        """Tell the depth, at the far end or in the spool; a disk that fails too must not end the sending."""
+        """Tell the depth, at the far end or in the spool; neither a disk that fails too nor a far end that takes no
+        event must end the sending."""
         self._told_at = self._clock.monotonic()
         try:
             await self._publish_event(lambda now: self._events.depth(self.depth, away, now))
-        except BusUnavailable as error:
+        except (BusUnavailable, FrameError) as error:
             _log.warning("the spool's depth is not told: %s", error)
 
     async def _publish_event(self, make: Callable[[float], Frame]) -> None:
