@@ -9,11 +9,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 BACKLOG = 1_024
 """A thousand walls, or nodes, that come back at once after a restart."""
 STOP_SECONDS = 3
 """Open answers get so long to end."""
+REQUEST_SECONDS_MAX = 10.0
+"""A request's head comes so soon, or its connection ends. uvicorn itself waits for ever, and the half requests of a few
+hundred strangers, who have shown no token yet, would be all the connections that there may be."""
 
 
 class NotStarted(Exception):
@@ -38,6 +42,31 @@ class _Server(uvicorn.Server):
         self.is_up.set()
 
 
+class _Prompt(H11Protocol):
+    """uvicorn's connection, but who begins no request, or ends none, is hung up on."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._answered: object = None
+        self._look = self.loop.call_later(REQUEST_SECONDS_MAX, self._look_after)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
+        self._look.cancel()
+        super().connection_lost(exc)
+
+    def _look_after(self) -> None:
+        """Hang up where nothing is being answered, and nothing else has been since the last look."""
+        cycle: Any = self.cycle  # None before the first request, whatever its annotation says
+        idle = cycle is None or cycle.response_complete
+        if idle and cycle is self._answered:
+            self.transport.close()
+            return
+        self._answered = cycle if idle else self
+        self._look = self.loop.call_later(REQUEST_SECONDS_MAX, self._look_after)
+
+
 @asynccontextmanager
 async def running(
     app: Callable[..., Any],
@@ -53,6 +82,7 @@ async def running(
     """
     config = uvicorn.Config(
         app,
+        http=_Prompt,
         log_config=None,
         access_log=False,
         server_header=False,
