@@ -159,12 +159,21 @@ class Gateway:
             report = await self._reported(payload)
             outcome = ReportOutcome.PUBLISHED if report.published else ReportOutcome.PAGED
         except FrameError as error:
-            self._refuse(Topic.FINDINGS.value, error, payload)
+            self.refuse(Topic.FINDINGS.value, error, payload)
             raise
         finally:
             self._reports -= 1
             self.counters.reports[outcome] += 1
         return report
+
+    def refuse(self, topic: str, error: FrameError, payload: bytes, size: int | None = None) -> None:
+        """Count what is refused for good, and keep its beginning; it had ``size`` bytes if ``payload`` is not all."""
+        self.counters.refused[error.reason] += 1
+        if len(self._letters) < LETTERS_WAITING_MAX:
+            self._letters.append((topic, error, payload[:PAYLOAD_BYTES_MAX], len(payload) if size is None else size))
+            self._letter_waits.set()
+        else:
+            self.letters.only_counted += 1
 
     async def drain(self, seconds: float) -> None:
         """Send up all that waits, and wait until it is answered, for ``seconds`` at most."""
@@ -201,7 +210,7 @@ class Gateway:
             topic, key, frame = checked(arrival.topic, arrival.key, payload, self.options.group, self.options.lanes)
         except FrameError as error:
             self.room.give_back(len(payload))
-            self._refuse(arrival.topic, error, payload)
+            self.refuse(arrival.topic, error, payload)
             arrival.owner.not_taken(arrival.id, error)
             return
         self.counters.frames_in[topic] += 1
@@ -215,7 +224,7 @@ class Gateway:
             entry.owner.durable(entry.id)
             return
         if isinstance(error, FrameError):
-            self._refuse(entry.topic.value, error, entry.payload)
+            self.refuse(entry.topic.value, error, entry.payload)
         else:
             self.counters.put_off[Answered.FULL if isinstance(error, OutletFull) else Answered.UNAVAILABLE] += 1
         entry.owner.not_taken(entry.id, error)
@@ -238,14 +247,6 @@ class Gateway:
         unread = self._unread[0].at + self.options.merging.seconds if self._unread else None
         waits = self._merger.next_due()
         return waits if unread is None else unread if waits is None else min(unread, waits)
-
-    def _refuse(self, topic: str, error: FrameError, payload: bytes) -> None:
-        self.counters.refused[error.reason] += 1
-        if len(self._letters) < LETTERS_WAITING_MAX:
-            self._letters.append((topic, error, payload[:PAYLOAD_BYTES_MAX], len(payload)))
-            self._letter_waits.set()
-        else:
-            self.letters.only_counted += 1
 
     async def _write_letters(self) -> None:
         while True:

@@ -24,7 +24,6 @@ from telemetry_bus.gateway.tls import server_context
 from telemetry_bus.gateway.wire import TEXT_BYTES_MAX, Answered
 from telemetry_bus.runtime.http_server import NotStarted, bind, running
 from telemetry_bus.runtime.secret import Secret
-from telemetry_bus.topics import Topic
 
 FRAME_TYPES = frozenset({"application/vnd.nantucket.frame", "application/octet-stream"})
 """No page in a browser can send these to another site without asking it first: nobody's browser writes to the bus."""
@@ -88,7 +87,9 @@ def _frames_router(gateway: Gateway, token: Secret[str] | None) -> APIRouter:
     @router.post("/v1/frames", status_code=HTTPStatus.NO_CONTENT, responses=answers)
     async def frames(
         request: Request,
-        topic: Annotated[Topic | None, Query(description="Default: the live topic of the frame's schema.")] = None,
+        topic: Annotated[
+            str, Query(max_length=TEXT_BYTES_MAX, description="Default: the live topic of the frame's schema.")
+        ] = "",
         key: Annotated[str, Query(max_length=TEXT_BYTES_MAX, description="Partition key; default: the source's.")] = "",
         authorization: Annotated[str, Header()] = "",
         content_type: Annotated[str, Header()] = "",
@@ -99,8 +100,8 @@ def _frames_router(gateway: Gateway, token: Secret[str] | None) -> APIRouter:
             expected = " or ".join(sorted(FRAME_TYPES))
             detail = f"Content-Type: expected {expected}, found {content_type[:80]!r}"
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
-        async with _body(request, gateway, room) as payload:
-            await gateway.take("" if topic is None else topic.value, [payload], key)
+        async with _body(request, gateway, room, topic) as payload:
+            await gateway.take(topic, [payload], key)
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     return router
@@ -139,7 +140,7 @@ def _guard(token: Secret[str] | None) -> Callable[[str], None]:
 
 
 @asynccontextmanager
-async def _body(request: Request, gateway: Gateway, room: Room) -> AsyncIterator[bytes]:
+async def _body(request: Request, gateway: Gateway, room: Room, topic: str) -> AsyncIterator[bytes]:
     """The body, of which never more is held than there is room for; the room is kept while the block runs."""
     chunks: list[bytes] = []
     held = 0
@@ -148,8 +149,9 @@ async def _body(request: Request, gateway: Gateway, room: Room) -> AsyncIterator
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 async for chunk in request.stream():
                     if held + len(chunk) > FRAME_BYTES_MAX:
-                        gateway.counters.refused[FrameFault.TOO_LARGE] += 1
-                        raise FrameError(FrameFault.TOO_LARGE, f"a body of more than {FRAME_BYTES_MAX} bytes")
+                        error = FrameError(FrameFault.TOO_LARGE, f"a body of more than {FRAME_BYTES_MAX} bytes")
+                        gateway.refuse(topic, error, b"".join(chunks), held + len(chunk))
+                        raise error
                     if not room.take(len(chunk)):
                         gateway.counters.put_off[Answered.FULL] += 1
                         raise OutletFull(gateway.url, f"{room.used} bytes of bodies are coming in", FULL_SECONDS)

@@ -317,6 +317,35 @@ async def test_what_cannot_be_taken_is_a_problem_with_its_status(
     assert (await http.post("/v1/frames", content=gpu(FrameMaker("n1/gpu")))).status_code == 204
 
 
+@pytest.mark.parametrize(
+    ("topic", "content", "reason", "size"),
+    [
+        pytest.param("no.such", b"x", FrameFault.WRONG_TOPIC, 1, id="no-topic"),
+        pytest.param(
+            "telemetry.gpu", bytes(FRAME_BYTES_MAX + 1), FrameFault.TOO_LARGE, FRAME_BYTES_MAX, id="oversized"
+        ),
+    ],
+)
+async def test_what_is_refused_by_http_is_counted_and_dead_lettered(
+    http: httpx.AsyncClient,
+    gateway: Gateway,
+    far_end: FarEnd,
+    topic: str,
+    content: bytes,
+    reason: FrameFault,
+    size: int,
+) -> None:
+    """As what comes by a link: with what the sender called it, its reason and its beginning."""
+    await http.post("/v1/frames", params={"topic": topic}, content=content)
+    assert gateway.counters.refused[reason] == 1
+    await until(lambda: far_end.frames(Topic.DEAD_LETTER))
+    (letter,) = far_end.frames(Topic.DEAD_LETTER)
+    (row,) = letter.batch.select(["topic", "reason", "payload_bytes", "payload"]).to_pylist()
+    assert (row["topic"], row["reason"]) == (topic, reason)
+    assert row["payload_bytes"] >= size
+    assert content.startswith(row["payload"])
+
+
 async def test_away_and_full_say_when_to_come_again(http: httpx.AsyncClient, gateway: Gateway, far_end: FarEnd) -> None:
     """503 and 429, each with Retry-After, and /readyz tells the same."""
     assert (await http.get("/readyz")).status_code == 200
