@@ -142,8 +142,8 @@ async def _bus(settings: Settings, clock: Clock) -> Checked:
         return Checked("bus", Verdict.FAULT, f"{missing} is not there", remedy)
     try:
         async with open_bus(settings.bus_url, clock, settings.kafka.options) as bus:
-            topics = (Topic.GPU, Topic.TRAIN, Topic.FINDINGS)
-            ends = {topic.value: sum((await bus.ends(topic)).values()) for topic in topics}
+            ends = {topic: sum((await bus.ends(topic)).values()) for topic in Topic}  # every one must be there
+            await bus.committed("doctor")  # and where positions are kept
             whole = not isinstance(bus, EmbeddedBus) or await bus.check(LOG_CHECK_SECONDS_MAX)
             away = [f"{state.url}: {state.problem}" for state in bus_states(bus) if state.away_since is not None]
     except BusError as error:
@@ -151,7 +151,7 @@ async def _bus(settings: Settings, clock: Clock) -> Checked:
     if away:
         remedy = "Frames of its region are not read until it answers; the other buses are."
         return Checked("bus", Verdict.FAULT, f"away: {'; '.join(away)}", remedy)
-    said = ", ".join(f"{topic} at {end}" for topic, end in ends.items())
+    said = ", ".join(f"{topic} at {ends[topic]}" for topic in (Topic.GPU, Topic.TRAIN, Topic.FINDINGS))
     unseen = "" if whole else f"; no damage in what of its file was seen in {LOG_CHECK_SECONDS_MAX:g} s"
     verdict = Verdict.OK if whole else Verdict.NOTE
     return Checked("bus", verdict, f"{settings.bus_url}{_carried_by(settings.bus_url)}; {said}{unseen}")
