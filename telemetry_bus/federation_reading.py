@@ -46,7 +46,8 @@ class Member:
     def is_away(self, error: BaseException) -> None:
         """It could not be reached just now."""
         self.away_since = self._clock.now() if self.away_since is None else self.away_since
-        self.problem = str(error) or type(error).__name__
+        silent = isinstance(error, TimeoutError)
+        self.problem = f"no answer within {ANSWER_SECONDS_MAX:g} s" if silent else str(error) or type(error).__name__
         self._ask_at = self._clock.monotonic() + ASK_AGAIN_SECONDS
 
     def is_back(self) -> None:

@@ -249,6 +249,7 @@ async def test_a_bus_that_never_answers_holds_up_nobody(tmp_path: Path, monkeypa
         other.set()
         monkeypatch.setattr(federation_reading, "ASK_AGAIN_SECONDS", 0.0)
         bus.members[1].is_away(TimeoutError())
+        assert bus_states(bus)[1].problem == f"no answer within {federation_reading.ANSWER_SECONDS_MAX:g} s"
         await bus.commit("group", {Topic.GPU: {0: 6}})
         assert await other.committed("group") == {Topic.GPU: {0: 7}}
 
