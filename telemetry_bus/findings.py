@@ -14,6 +14,9 @@ from telemetry_bus.schemas import FindingState, Severity
 
 NAMESPACE = uuid.UUID("6f0c3c52-8d9b-5c55-9a51-4e414e54554b")
 """The UUIDv5 namespace of everything that Nantucket names by what it is about."""
+DEPTH_MAX = 64
+"""Levels of the JSON in a finding; ours have three. What can just be read cannot always be written again, deeper in the
+stack: it would end whoever tries."""
 
 
 class FindingKind(StrEnum):
@@ -127,4 +130,20 @@ def _json(text: str | None, kind: type) -> Any:
     value = kind() if text is None else json.loads(text)
     if not isinstance(value, kind):
         raise ValueError(f"expected a JSON {kind.__name__}, found {text!r}")
+    if _is_deep(value):
+        raise ValueError(f"expected JSON of at most {DEPTH_MAX} levels, found more")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return True

@@ -102,11 +102,12 @@ def test_a_number_that_is_not_finite_stays_one_in_the_evidence() -> None:
         ("evidence", "[1]"),
         ("evidence", "{"),
         ("evidence", '{"a":' * 20_000),
+        ("evidence", '{"a":' * 100 + "1" + "}" * 100),
         ("causes", "{}"),
         ("causes", '["why"]'),
         ("causes", '[{"reason": "x"}]'),
     ],
-    ids=["kind", "state", "severity", "list", "cut", "deep", "object", "no cause", "another key"],
+    ids=["kind", "state", "severity", "list", "cut", "deep", "too deep", "object", "no cause", "another key"],
 )
 def test_a_row_that_is_no_finding_is_named(column: str, text: str) -> None:
     """A ValueError with the row, whatever another version or another program has written."""
