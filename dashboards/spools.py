@@ -17,6 +17,8 @@ NODES_MAX = 65_536
 """37,500 nodes, and room; the longest silent is forgotten first. Some 200 bytes each."""
 FORGET_SECONDS = 8 * 3600.0
 """A spool holds four hours: what was told of it that long ago twice over says nothing any more."""
+COUNT_END = 1 << 63
+"""No spool holds so many frames or bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,5 +83,6 @@ def _read(detail: str | None, time: float) -> Spool | None:
         spool = Spool(time, int(told["frames"]), int(told["bytes"]), float(told["oldest_seconds"] or 0.0))
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
-    sound = spool.frames >= 0 and spool.bytes >= 0 and math.isfinite(spool.oldest_seconds)
+    counts = 0 <= spool.frames < COUNT_END and 0 <= spool.bytes < COUNT_END  # a larger one is no float: no figure
+    sound = counts and math.isfinite(spool.oldest_seconds)
     return spool if sound else None

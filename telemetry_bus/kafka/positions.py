@@ -40,7 +40,7 @@ class Folded:
                     merge(self.groups.setdefault(group, {}), _positions(json.loads(value or b"")))
                 case _:
                     raise ValueError("neither a commit nor an identity")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             _log.warning("a record of the topic positions is passed over: %s", error)
 
 

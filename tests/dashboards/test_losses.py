@@ -58,7 +58,13 @@ def test_backlogs_are_counted_by_nodes_frames_bytes_and_age() -> None:
 
 @pytest.mark.parametrize(
     "detail",
-    [{}, {"frames": -1, "bytes": 0, "oldest_seconds": 0}, {"frames": "many", "bytes": 0, "oldest_seconds": 0}, []],
+    [
+        {},
+        {"frames": -1, "bytes": 0, "oldest_seconds": 0},
+        {"frames": "many", "bytes": 0, "oldest_seconds": 0},
+        {"frames": 10**400, "bytes": 0, "oldest_seconds": 0},
+        [],
+    ],
 )
 def test_what_a_spool_tells_that_cannot_be_is_left_out(detail: Any) -> None:
     """The page shows what is known, and stops for nobody."""
