@@ -16,6 +16,9 @@ from telemetry_bus.runtime.secret import Secret
 
 LINK_BYTES_MAX = 32 * 1024 * 1024
 """Of one link under way: two of the largest frames, or minutes of a node's."""
+LINK_FRAMES_MAX = 2_048
+"""The same in frames: twice what a gateway below has under way. Each costs some 25 KB while it waits, however small it
+is, so that 32 MiB of one-row frames of 700 bytes would be a gigabyte, and half a minute's work of the log."""
 UNREAD_BYTES_MAX = 1024 * 1024
 """Answers that a sender does not read: 30,000 of them. Who is so far behind is hung up on."""
 HELLO_SECONDS_MAX = 5.0
@@ -191,6 +194,8 @@ class ServerLink(asyncio.Protocol):
     def _put(self, put: wire.Put) -> None:
         if put.id in self._sizes:
             self.end(LinkFault.UNEXPECTED, f"frame {put.id} is under way already: expected another id")
+        elif len(self._sizes) >= LINK_FRAMES_MAX:
+            self._put_off(put.id, Answered.FULL, FULL_SECONDS, f"{LINK_FRAMES_MAX} frames of this link are under way")
         elif not self._room.take(len(put.payload)):
             self._put_off(put.id, Answered.FULL, FULL_SECONDS, f"{self._room.used} bytes of this link are under way")
         else:

@@ -201,6 +201,23 @@ async def test_one_link_cannot_take_all_the_room(server: LinkServer, gateway: Ga
     await others_go_on(server, far_end)
 
 
+async def test_one_link_has_so_many_frames_under_way_however_small_they_are(
+    server: LinkServer, gateway: Gateway, far_end: FarEnd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small frame costs memory and a publish like any other: beyond the bound it is put off, and others go on."""
+    monkeypatch.setattr(server_link, "LINK_FRAMES_MAX", 3)
+    far_end.answers.clear()
+    pieces = [put(number, gpu(FrameMaker(f"n{number}/gpu"), rows=1)) for number in range(5)]
+    _, *nacks = await told(server, HELLO, *pieces, wanted=3)
+    assert [(nack.id, nack.reason) for nack in nacks if isinstance(nack, wire.Nack)] == [
+        (3, Answered.FULL),
+        (4, Answered.FULL),
+    ]
+    far_end.answers.set()
+    await others_go_on(server, far_end)
+    await until(lambda: gateway.room.used == 0)
+
+
 async def test_large_frames_that_begin_and_do_not_end_hold_bounded_room(
     gateway: Gateway, far_end: FarEnd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
