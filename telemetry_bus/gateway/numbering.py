@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from telemetry_bus.frames import Frame, Run
+from telemetry_bus.frames import RUNS_MAX, Frame, Run
 
 SOURCES_MAX = 65_536
 """A Prometheus of 37,500 nodes, and as many ranks again; 40 MiB. A source that was forgotten comes back as another
@@ -37,10 +37,18 @@ class Numbering:
         self._counts: OrderedDict[str, _Count] = OrderedDict()
 
     def frame(self, schema_id: str, batch: pa.RecordBatch, runs: Sequence[tuple[str, int, float]]) -> Frame:
-        """A frame of ``batch`` whose runs are ``(source, rows, sent)``, in the order of its rows."""
-        manifest = []
+        """A frame of ``batch`` whose runs are ``(source, rows, sent)``, in the order of its rows.
+
+        A source whose empty runs have no place in the frame goes on as another boot.
+        """
+        manifest: list[Run] = []
+        room = RUNS_MAX - len(runs)
         for source, rows, sent in runs:
             count = self._count(source)
+            if len(count.unused) > room:
+                del self._counts[source]
+                count = self._count(source)
+            room -= len(count.unused)
             manifest += [Run(source, count.boot, seq, 0, sent) for seq in sorted(count.unused)]
             count.unused.clear()
             manifest.append(Run(source, count.boot, count.following, rows, sent))

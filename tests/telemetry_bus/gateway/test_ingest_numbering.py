@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from telemetry_bus import Frame, Intake, Record, Topic, encode
-from telemetry_bus.frames import batch_of
+from telemetry_bus.frames import RUNS_MAX, batch_of
 from telemetry_bus.gateway.numbering import SOURCES_MAX, UNUSED_MAX, Numbering
 
 NOW = 1_764_000_000.0
@@ -69,3 +69,14 @@ def test_sources_beyond_the_bound_come_back_as_another_boot() -> None:
         numbering.frame("tick/1", batch, [(f"s{number}", 1, NOW)])
     assert read(intake, tick(numbering, "silent"), 1) == 1
     assert intake.ledger.duplicate_total == 0
+
+
+def test_many_sources_that_failed_often_fit_into_a_frame() -> None:
+    """A job's 4,096 ranks through an outage: what is carried along never makes a frame that nobody takes."""
+    numbering, sources = Numbering(), [f"run/1/{rank}/train" for rank in range(4_096)]
+    ticks = batch_of("tick/1", {"time": [NOW] * len(sources)})
+    for _ in range(6):
+        frame = numbering.frame("tick/1", ticks, [(source, 1, NOW) for source in sources])
+        assert len(frame.manifest) <= RUNS_MAX
+        assert [run.source for run in frame.manifest if run.rows] == sources
+        numbering.unused(frame)
