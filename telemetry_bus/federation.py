@@ -128,7 +128,7 @@ class FederatedBus:
         await asyncio.gather(*(self._commit_pending(member, group) for member in self.members[1:]))
 
     async def _commit_pending(self, member: Member, group: str) -> None:
-        pending = self._pending.pop((member.index, group))
+        pending = self._pending.pop((member.index, group), None)  # another commit under way may have taken it
         if pending and await member.ask(lambda bus: _done(bus, group, pending)) is None:
             later = self._pending.setdefault((member.index, group), {})
             for topic, offsets in pending.items():

@@ -189,6 +189,14 @@ async def test_a_position_is_committed_on_the_bus_that_it_is_of(tmp_path: Path) 
         assert await bus.committed("group") == {Topic.GPU: {0: 5, STRIDE: 7}, Topic.TICKS: {0: 3}}
 
 
+async def test_two_commits_of_one_group_may_be_under_way_at_once(tmp_path: Path) -> None:
+    """Whoever is second finds that the first has told the other bus all there was to tell."""
+    async with regions(tmp_path) as (bus, (home, other)):
+        await asyncio.gather(*(bus.commit("group", {Topic.GPU: {0: at, STRIDE: at}}) for at in (5, 6)))
+        assert await home.committed("group") == {Topic.GPU: {0: 6}}
+        assert await other.committed("group") == {Topic.GPU: {0: 6}}
+
+
 async def test_a_bus_that_is_cut_off_is_read_on_from_where_it_was(tmp_path: Path) -> None:
     """The others go on meanwhile; afterwards nothing is missing and nothing comes twice."""
     async with regions(tmp_path) as (bus, (home, other)), bus.subscribe((Topic.GPU,), Latest()) as subscription:
