@@ -277,6 +277,11 @@ class Gateway:
                 receipts = tuple(await pager(payload))
         except TimeoutError as error:
             raise BusUnavailable(self.url, "take a report, nor a receiver", error) from error
+        except (FrameError, BusUnavailable):
+            raise
+        except Exception as error:
+            _log.exception("the pager failed; the report is put off, and the links go on")
+            raise BusUnavailable(self.url, "take a report, and its pager failed", error) from error
         if not receipts:
             raise BusUnavailable(self.url, "take a report, and no receiver took it", why)
         return receipts

@@ -279,6 +279,21 @@ async def test_a_report_is_published_while_the_bus_is_there(far_end: FarEnd) -> 
         assert gateway.counters.reports[ReportOutcome.PUBLISHED] == 1
 
 
+async def test_a_pager_that_fails_costs_its_report_only(far_end: FarEnd) -> None:
+    """Whatever goes wrong in it, the sender hears to come again, and the gateway goes on."""
+
+    async def fails(payload: bytes) -> tuple[str, ...]:
+        raise RuntimeError("a fault of ours")
+
+    far_end.lose()
+    async with a_gateway(far_end, GatewayOptions(report_seconds=0.2), fails) as gateway:
+        with pytest.raises(BusUnavailable, match="its pager failed: a fault of ours"):
+            await gateway.report(finding())
+        assert gateway.counters.reports[ReportOutcome.NOT_TAKEN] == 1
+        with pytest.raises(BusUnavailable):
+            await gateway.report(finding())
+
+
 @pytest.mark.parametrize("how", ["refuses", "hangs", "known"])
 async def test_a_report_is_paged_while_the_bus_is_away(far_end: FarEnd, how: str) -> None:
     """Whether the bus refuses, hangs or was away before: a page goes out within a second, and receipts come back."""
