@@ -64,6 +64,11 @@ class LiveCollector(Collector):
             "Frames made but not here yet; a backlog may fill them.",
             counts["outstanding"],
         )
+        yield _counter(
+            "nantucket_sources_forgotten",
+            "Sources forgotten for the bound on their number: of these no loss is known any more.",
+            self._live.intake.ledger.forgotten_total,
+        )
         yield _counter("nantucket_frames_lost", "Frames that were outstanding for too long: final.", counts["lost"])
         yield _counter("nantucket_frames_duplicate", "Frames that came again.", counts["duplicate"])
         refused = {reason.value: count for reason, count in self._live.intake.refused.items()}

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from telemetry_bus.bus import Record
 from telemetry_bus.errors import FrameError, FrameFault
 from telemetry_bus.frames import Frame, decode, micros_of, select_runs
-from telemetry_bus.ledger import SourceLedger
+from telemetry_bus.ledger import SOURCES_MAX, SourceLedger
 from telemetry_bus.manifest import Array
 from telemetry_bus.topics import TELEMETRY, TOPIC_SCHEMAS, Topic
 
@@ -54,8 +54,8 @@ class Intake:
     """Takes records of any topics in order. It remembers sources (see :class:`SourceLedger`), their clocks and their
     regions."""
 
-    def __init__(self) -> None:
-        self.ledger = SourceLedger()
+    def __init__(self, sources_max: int = SOURCES_MAX) -> None:
+        self.ledger = SourceLedger(sources_max)
         self.refused: Counter[FrameFault] = Counter(dict.fromkeys(FrameFault, 0))
         self.clock_offsets: Mapping[str, float] = self.ledger.clock_offsets
         """Seconds by which a source's clock is ahead of the bus's, for those beyond the tolerance."""

@@ -20,8 +20,9 @@ from telemetry_bus.text_keys import KeyTable
 
 LOST_AFTER_SECONDS = 6 * 3600.0
 """A node's spool holds four hours; what has not come two hours later does not come."""
-SOURCES_MAX = 131_072
-"""37,500 nodes, each restarted three times within the hours that are remembered."""
+SOURCES_MAX = 2_097_152
+"""300,000 ranks of three streams each and 37,500 nodes of three, each of them restarted once within the hours that are
+remembered. A source costs some 300 bytes once it is there. Beyond it the longest silent are forgotten, and counted."""
 HOLES_MAX = 1_048_576
 """A day at ten frames a second, for one source; what goes beyond is lost at once. They are kept as ranges."""
 CLOCK_STEP_SECONDS = 60.0
@@ -67,8 +68,11 @@ class Placed:
 class SourceLedger:
     """Counts the frames of every source. ``*_total`` never go down, not even when a silent source is forgotten."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources_max: int = SOURCES_MAX) -> None:
         self.sources = SourceTable()
+        self.forgotten_total = 0
+        """Boots forgotten for the bound: of these neither loss nor repetition is known any more."""
+        self._sources_max = sources_max
         self.last_seen = LastSeen(self.sources)
         """The bus's time (UTC seconds) of each source's newest frame, whatever its boot."""
         self.clock_offsets = ClockOffsets(self.sources)
@@ -146,7 +150,7 @@ class SourceLedger:
         for at in np.flatnonzero(slots < 0).tolist():
             known = self._table.get(int(keys[at]))
             slots[at] = self._adopt(int(keys[at]), manifest, at, now) if known < 0 else known
-        if len(self._table) > SOURCES_MAX:
+        if len(self._table) > self._sources_max:
             self._forget_longest_silent(slots)
         return slots
 
@@ -231,9 +235,12 @@ class SourceLedger:
         """Bring the number of boots back to its bound: not those at hand; what the others missed is lost."""
         seen = np.where(self._boots["used"], self._boots["seen"], np.inf)
         seen[kept] = np.inf
-        for slot in np.argsort(seen, kind="stable")[: len(self._table) - SOURCES_MAX].tolist():
-            if not self._boots["used"][slot] or slot in kept:
+        held = set(kept.tolist())
+        over = len(self._table) - self._sources_max + self._sources_max // 64  # so that not every frame has to look
+        for slot in np.argsort(seen, kind="stable")[:over].tolist():
+            if not self._boots["used"][slot] or slot in held:
                 continue
+            self.forgotten_total += 1
             if (holes := self._holes.get(slot)) is not None:
                 self.outstanding -= len(holes)
                 self.lost_total += len(holes)

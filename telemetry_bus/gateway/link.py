@@ -71,7 +71,7 @@ class GatewayOutlet:
     def backlog_bytes_per_second(self) -> float:
         """What the gateway granted last; very little while it has not."""
         granted = 0.0 if self._connection is None else self._connection.granted
-        return max(granted, BACKLOG_BYTES_PER_SECOND_MIN)
+        return max(BACKLOG_BYTES_PER_SECOND_MIN, granted)  # in this order no pace that is NaN passes
 
     async def publish(self, topic: Topic, payloads: Sequence[bytes], key: str = "") -> None:
         """Send frames; returns when the gateway has answered that all of them are durable upstream."""

@@ -136,18 +136,23 @@ def test_early_frames_are_remembered_up_to_a_bound() -> None:
 
 
 def test_the_source_that_was_silent_longest_is_forgotten_first() -> None:
-    """The number of sources is bounded; what a forgotten one missed is lost."""
-    ledger = SourceLedger()
-    ledger.fresh(run(0, source="holed"), NOW)
-    ledger.fresh(run(3, source="holed"), NOW)
-    ledger.fresh(run(0, source="old"), NOW)
-    ledger.fresh(run(1, source="old"), NOW)
-    for number in range(SOURCES_MAX - 1):
-        ledger.fresh(run(0, source=str(number)), NOW)
-    assert sum(1 for _ in ledger) == SOURCES_MAX
-    assert "holed" not in ledger.last_seen
-    assert "old" in ledger.last_seen
-    assert (ledger.outstanding, ledger.lost_total) == (0, 2)
+    """The number of sources is bounded; what a forgotten one missed is lost, and that it is forgotten is counted."""
+    bound = 640
+    ledger = SourceLedger(bound)
+    for seq, source, at in ((0, "holed", 0), (3, "holed", 0), (0, "old", 1), (1, "old", 2)):
+        ledger.fresh(run(seq, source=source), NOW + at)
+    for number in range(bound - 1):
+        ledger.fresh(run(0, source=str(number)), NOW + 3 + number)
+    left = sum(1 for _ in ledger)
+    assert bound - bound // 64 <= left <= bound
+    assert ("holed" in ledger.last_seen, "old" in ledger.last_seen) == (False, False)
+    assert [str(number) in ledger.last_seen for number in (bound - 2, bound // 2)] == [True, True]
+    assert (ledger.outstanding, ledger.lost_total, ledger.forgotten_total) == (0, 2, bound + 1 - left)
+
+
+def test_every_stream_of_the_largest_fleet_has_its_place() -> None:
+    """300,000 ranks of three streams and 37,500 nodes of three: of each of them loss and repetition are known."""
+    assert SOURCES_MAX >= 2 * (300_000 * 3 + 37_500 * 3)
 
 
 @given(
