@@ -4,6 +4,7 @@ SQLite comes with the package (apsw carries a current one) and not from the inte
 when several processes reset the write-ahead log. Only this file imports apsw.
 """
 
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from telemetry_bus.topics import Topic
 
 BUSY_SECONDS = 5.0
 """How long a writer waits for another process's commit (4 ms each) before it says that the bus is away."""
+OPEN_ATTEMPTS, OPEN_AGAIN_SECONDS = 50, 0.02
 BATCH_RECORDS = 256
 """One read: enough to make a thread's hop cheap, short enough that no read transaction holds up a checkpoint."""
 BATCH_BYTES = 4 * 1024 * 1024
@@ -94,15 +96,28 @@ class LogFile:
             self._db = apsw.Connection(str(self._path))
             try:
                 self._db.set_busy_timeout(int(BUSY_SECONDS * 1000))
+                self._set_up()
+            except apsw.Error:
+                self._db.close()
+                raise
+        self._file = self._identity_of_file()
+
+    def _set_up(self) -> None:
+        """Make the connection's settings. While another process closes the log as its last user, or brings it back
+        after a crash, SQLite says at once that it is busy, without a wait: it is asked again for a second."""
+        for attempt in range(OPEN_ATTEMPTS):
+            try:
                 # All of them run only once all of their answers have been taken.
                 self._db.execute(
                     f"PRAGMA page_size = {PAGE_BYTES}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; "
                     f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = {WAL_BYTES_KEPT};"
                 ).fetchall()
-            except apsw.Error:
-                self._db.close()
-                raise
-        self._file = self._identity_of_file()
+            except apsw.BusyError:
+                if attempt == OPEN_ATTEMPTS - 1:
+                    raise
+                time.sleep(OPEN_AGAIN_SECONDS)
+            else:
+                return
 
     def _identity_of_file(self) -> tuple[int, int] | None:
         try:
