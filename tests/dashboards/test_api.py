@@ -140,7 +140,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_bytes_that_are_no_frame_are_counted_with_their_reason_and_stop_nothing(here: World) -> None:
     """What cannot be read is refused; the next frame is shown."""
-    await here.bus.publish(Topic.GPU, [b"rubbish that is long enough to be looked at"])
+    await here.publish_payload(Topic.GPU, b"rubbish that is long enough to be looked at")
     await here.gpus(FrameMaker("node-1"), power_watts=[1.0])
     assert 'refused_total{reason="not_a_frame"} 1.0' in (await here.http.get("/metrics")).text
 

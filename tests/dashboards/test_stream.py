@@ -160,7 +160,7 @@ async def test_a_batch_is_encoded_once_for_all_readers(here: World) -> None:
 
 async def test_a_frame_that_cannot_be_read_is_told_with_the_next_one(here: World) -> None:
     """The stream goes on behind it, and says how many were left out."""
-    await here.bus.publish(Topic.GPU, [b"rubbish that is long enough to be looked at"])
+    await here.publish_payload(Topic.GPU, b"rubbish that is long enough to be looked at")
     await here.gpus(FrameMaker("node-1"), power_watts=[1.0])
     for _ in range(2):
         ((_, told),) = await frames(here.http, "")

@@ -127,11 +127,15 @@ class World:
 
     async def publish(self, maker: FrameMaker, topic: Topic, schema_id: str, columns: Mapping[str, Any]) -> None:
         """Put one frame on the bus and wait until the live state has it."""
-        before = self.services.live.frames[topic]
         now = self.clock.now()
         rows = len(next(iter(columns.values())))
         frame = maker.make(schema_id, {"time": [now] * rows, **columns}, now)
-        await self.bus.publish(topic, [encode(frame)])
+        await self.publish_payload(topic, encode(frame))
+
+    async def publish_payload(self, topic: Topic, payload: bytes) -> None:
+        """Put these bytes on the bus, a frame or not, and wait until the live state has seen them."""
+        before = self.services.live.frames[topic]
+        await self.bus.publish(topic, [payload])
         while self.services.live.frames[topic] == before:
             await asyncio.sleep(0.005)
 
