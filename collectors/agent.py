@@ -7,17 +7,17 @@ because bus and spool are away both. What the bound forces out is counted, and t
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from collectors.errors import FieldFailure
 from collectors.frame_queue import Dropped, FrameQueue
 from collectors.framing import Framer
-from collectors.source import METRICS, EventRow, Source, SourceReading
+from collectors.source import LINKS, METRICS, EventRow, Source, SourceReading
 from telemetry_bus import Frame, FrameError, Topic
 from telemetry_bus.publisher import until_durable
 from telemetry_bus.runtime.clock import Clock
@@ -29,12 +29,15 @@ may be soon: with a spool behind it, that takes a bus and a disk that are away b
 
 HZ_MAX = 10.0
 """NVML's own averages are no faster."""
+URGENT_SECONDS_MIN = 0.05
+"""However urgent it is, a source is read at most twenty times a second: a kernel that logs a thousand lines a second is
+read in batches."""
 FLUSH_SECONDS = 4.0
 """How long a closing agent tries to send what waits. A bus that has just gone away is given up for the spool in 3 s."""
 
 
 def _zero_failures() -> "Counter[tuple[str, FieldFailure]]":
-    return Counter({(name, reason): 0 for name in (*METRICS, "*") for reason in FieldFailure})
+    return Counter({(name, reason): 0 for name in (*METRICS, *LINKS, "*") for reason in FieldFailure})
 
 
 @dataclass(slots=True)
@@ -72,7 +75,7 @@ class NodeAgent:
         region: str | None = None,
         hz: float = 1.0,
         queue: FrameQueue | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         if not 0 < hz <= HZ_MAX:
             raise ValueError(f"hz = {hz}: expected more than 0 and at most {HZ_MAX:g} readings a second")
@@ -125,20 +128,40 @@ class NodeAgent:
             await self._stack.__aexit__(kind, error, trace)
 
     async def _sample(self, source: Source) -> None:
-        start, slot = self._clock.monotonic(), 0
+        period = self._period if source.period_seconds is None else source.period_seconds
+        start, slot, on_grid = self._clock.monotonic(), 0, True
         while True:
             now = self._clock.now()
             reading = await source.read(now)
             self._take(reading, await asyncio.to_thread(self._frames, reading, now))
-            reached = math.floor((self._clock.monotonic() - start) / self._period) + 1
-            self.counters.ticks_missed += max(reached - slot - 1, 0)
-            slot = max(reached, slot + 1)
-            await self._sleep(start + slot * self._period - self._clock.monotonic())
+            reached = math.floor((self._clock.monotonic() - start) / period) + 1
+            following = slot + 1 if on_grid else slot
+            self.counters.ticks_missed += max(reached - following, 0)
+            slot = max(reached, following)
+            on_grid = not await self._pause(source.urgent, start + slot * period - self._clock.monotonic())
+
+    async def _pause(self, urgent: asyncio.Event | None, seconds: float) -> bool:
+        """Wait for the next grid point, or until the source wants to be read at once (then it is True)."""
+        if urgent is None:
+            await self._sleep(seconds)
+            return False
+        if seconds > URGENT_SECONDS_MIN:
+            await self._sleep(URGENT_SECONDS_MIN)
+            seconds -= URGENT_SECONDS_MIN
+        async with asyncio.TaskGroup() as group:
+            ends = [group.create_task(self._sleep(seconds)), group.create_task(urgent.wait())]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            for end in ends:
+                end.cancel()
+        was_urgent = urgent.is_set()
+        urgent.clear()
+        return was_urgent
 
     def _frames(self, reading: SourceReading, now: float) -> list[tuple[Topic, Frame]]:
         events = [(Topic.EVENTS, frame) for frame in self._framer.event_frames(reading.events, now)]
         rows = [] if reading.gpus is None else self._framer.gpu_frames(reading.gpus, now)
-        return events + [(Topic.GPU, frame) for frame in rows]
+        links = [] if reading.links is None else self._framer.link_frames(reading.links, now)
+        return events + [(Topic.GPU, frame) for frame in rows] + [(Topic.LINKS, frame) for frame in links]
 
     def _take(self, reading: SourceReading, frames: Sequence[tuple[Topic, Frame]]) -> None:
         self.counters.readings += 1

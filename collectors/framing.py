@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from collectors.source import EventRow, GpuRows
+from collectors.source import EventRow, GpuRows, LinkRows
 from telemetry_bus import Frame, Run
 from telemetry_bus.frames import batch_of
 from telemetry_bus.json_text import dumps
@@ -35,12 +35,19 @@ class Framer:
 
     def gpu_frames(self, rows: GpuRows, now: float) -> Iterator[Frame]:
         """Frames of ``gpu/1`` of at most :data:`NODES_PER_FRAME_MAX` nodes each, sources ``NODE/gpu``."""
-        batch = batch_of("gpu/1", rows.columns(now, self.region))
+        return self._frames("gpu/1", "gpu", rows, now)
+
+    def link_frames(self, rows: LinkRows, now: float) -> Iterator[Frame]:
+        """Frames of ``link/1``, sources ``NODE/links``."""
+        return self._frames("link/1", "links", rows, now)
+
+    def _frames(self, schema_id: str, stream: str, rows: GpuRows | LinkRows, now: float) -> Iterator[Frame]:
+        batch = batch_of(schema_id, rows.columns(now, self.region))
         start = 0
         for nodes in _pieces(rows.nodes, NODES_PER_FRAME_MAX):
-            runs = tuple(self._run(f"{node}/gpu", count, now) for node, count in nodes)
+            runs = tuple(self._run(f"{node}/{stream}", count, now) for node, count in nodes)
             length = sum(count for _, count in nodes)
-            yield Frame("gpu/1", batch.slice(start, length), runs)
+            yield Frame(schema_id, batch.slice(start, length), runs)
             start += length
 
     def event_frames(self, events: Sequence[EventRow], now: float) -> Iterator[Frame]:
@@ -62,7 +69,7 @@ def event_batch(events: Sequence[EventRow], now: float, region: str | None) -> p
     return batch_of(
         "event/1",
         {
-            "time": np.full(len(events), now),
+            "time": np.array([now if event.time is None else event.time for event in events], dtype=np.float64),
             "region": [region] * len(events),
             "kind": [event.kind.value for event in events],
             "node": [event.node for event in events],

@@ -12,7 +12,11 @@ from telemetry_bus.frames import batch_of
 from telemetry_bus.json_text import NON_FINITE
 from telemetry_bus.runtime.clock import Clock
 
-_FIRST = {"gpu/1": ("node", "gpu", "uuid"), "event/1": ("kind", "node", "gpu", "uuid")}
+_FIRST = {
+    "gpu/1": ("node", "gpu", "uuid"),
+    "link/1": ("node", "kind", "device", "port"),
+    "event/1": ("kind", "node", "gpu", "uuid"),
+}
 
 
 async def collect_once(sources: Sequence[Source], clock: Clock, *, region: str | None = None) -> list[dict[str, Any]]:
@@ -27,6 +31,8 @@ async def collect_once(sources: Sequence[Source], clock: Clock, *, region: str |
             reading = await source.read(now)
         if reading.gpus is not None:
             rows += _rows("gpu/1", batch_of("gpu/1", reading.gpus.columns(now, region)))
+        if reading.links is not None:
+            rows += _rows("link/1", batch_of("link/1", reading.links.columns(now, region)))
         if reading.events:
             rows += _rows("event/1", event_batch(reading.events, now, region))
     return rows

@@ -113,6 +113,8 @@ class SimulatedSource:
     """A running :class:`SimulatedFleet`. Its time begins with the first read."""
 
     name = "simulated"
+    period_seconds: float | None = None
+    urgent: asyncio.Event | None = None
 
     def __init__(self, fleet: SimulatedFleet) -> None:
         self.fleet = fleet

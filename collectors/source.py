@@ -1,10 +1,11 @@
-"""What a source of GPU rows is, and what one reading of it gives.
+"""What a source of a node is, and what one reading of it gives: rows of GPUs, rows of links, events.
 
 A source is opened with ``async with`` and read with ``await source.read(now)``. Opening may fail, with an error that
-says what to do; reading never raises for what a driver or a GPU does: a field that cannot be read is null and counted
-with its reason, a GPU that is gone has no row, and what happened is an event.
+says what to do; reading never raises for what a driver, a GPU or the kernel does: a field that cannot be read is null
+and counted with its reason, a GPU that is gone has no row, and what happened is an event.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from collectors.errors import FieldFailure
-from telemetry_bus.metric_names import GPU_METRICS, Metric
+from telemetry_bus.metric_names import GPU_METRICS, LINK_METRICS, Metric
 from telemetry_bus.schemas import EventKind
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in GPU_METRICS}
+LINKS: dict[str, Metric] = {metric.name: metric for metric in LINK_METRICS}
 _DTYPES = {"float": np.float32, "double": np.float64, "int64": np.int64}
 
 
@@ -38,7 +40,8 @@ class Column:
         """The column of metric ``name`` from Python numbers, ``None`` for absent, in the metric's own type."""
         valid = np.array([value is not None for value in values], dtype=bool)
         filled = [0 if value is None else value for value in values]
-        return cls(np.array(filled, dtype=_DTYPES[METRICS[name].arrow]), valid)
+        metric = METRICS.get(name) or LINKS[name]
+        return cls(np.array(filled, dtype=_DTYPES[metric.arrow]), valid)
 
     def to_arrow(self) -> "pa.Array[Any]":
         """The column with nulls where it is not valid; a NaN stays a NaN."""
@@ -51,6 +54,7 @@ class GpuRows:
 
     ``nodes`` says which nodes, in row order, with how many rows each. ``metrics`` maps names of
     :data:`~telemetry_bus.metric_names.GPU_METRICS` to columns; one that is missing is null in every row.
+    ``instance`` is the text of a MIG instance, null for a whole GPU; ``None`` where there is no instance at all.
     """
 
     nodes: Sequence[tuple[str, int]]
@@ -58,6 +62,7 @@ class GpuRows:
     uuid: "pa.Array[Any]"
     simulated: bool
     metrics: Mapping[str, Column]
+    instance: "pa.Array[Any] | None" = None
 
     @property
     def rows(self) -> int:
@@ -66,13 +71,13 @@ class GpuRows:
 
     def columns(self, now: float, region: str | None) -> dict[str, Any]:
         """The columns of ``gpu/1`` for ``telemetry_bus.frames.batch_of``."""
-        names, counts = [name for name, _ in self.nodes], [count for _, count in self.nodes]
-        index: Array = np.repeat(np.arange(len(names)), counts)
+        instance = {} if self.instance is None else {"instance": self.instance}
         return {
             "time": np.full(self.rows, now),
             "region": pa.repeat(pa.scalar(region, pa.string()), self.rows),
-            "node": pa.array(names, pa.string()).take(index),
+            "node": _node_column(self.nodes),
             "gpu": self.gpu,
+            **instance,
             "uuid": self.uuid,
             "simulated": np.full(self.rows, self.simulated),
             **{name: column.to_arrow() for name, column in self.metrics.items()},
@@ -80,8 +85,56 @@ class GpuRows:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkRows:
+    """Rows of ``link/1`` without time and region, which the agent adds: ports of a network, and NVLinks.
+
+    ``kind`` is ``infiniband``, ``ethernet`` or ``nvlink``; ``device`` is the kernel's name of the card (``mlx5_0``,
+    ``eth0``), of an NVLink that of its GPU (``gpu0``); ``gpu`` and ``uuid`` are null but for NVLinks. Rows of one node
+    stand together. ``metrics`` maps names of :data:`~telemetry_bus.metric_names.LINK_METRICS` to columns.
+    """
+
+    nodes: Sequence[tuple[str, int]]
+    kind: Sequence[str]
+    device: Sequence[str]
+    port: Sequence[int | None]
+    gpu: Sequence[int | None]
+    uuid: Sequence[str | None]
+    simulated: bool
+    metrics: Mapping[str, Column]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.kind)
+
+    def columns(self, now: float, region: str | None) -> dict[str, Any]:
+        """The columns of ``link/1`` for ``telemetry_bus.frames.batch_of``."""
+        return {
+            "time": np.full(self.rows, now),
+            "region": pa.repeat(pa.scalar(region, pa.string()), self.rows),
+            "node": _node_column(self.nodes),
+            "kind": pa.array(self.kind, pa.string()),
+            "device": pa.array(self.device, pa.string()),
+            "port": pa.array(self.port, pa.int32()),
+            "gpu": pa.array(self.gpu, pa.int32()),
+            "uuid": pa.array(self.uuid, pa.string()),
+            "simulated": np.full(self.rows, self.simulated),
+            **{name: column.to_arrow() for name, column in self.metrics.items()},
+        }
+
+
+def _node_column(nodes: Sequence[tuple[str, int]]) -> "pa.Array[Any]":
+    names, counts = [name for name, _ in nodes], [count for _, count in nodes]
+    index: Array = np.repeat(np.arange(len(names)), counts)
+    return pa.array(names, pa.string()).take(index)
+
+
+@dataclass(frozen=True, slots=True)
 class EventRow:
-    """One row of ``event/1`` as a source tells it. ``detail`` becomes a JSON object."""
+    """One row of ``event/1`` as a source tells it. ``detail`` becomes a JSON object.
+
+    ``time`` is when it happened, UTC seconds; ``None`` stands for the time of the reading that tells it.
+    """
 
     kind: EventKind
     node: str
@@ -91,6 +144,7 @@ class EventRow:
     uuid: str | None = None
     code: int | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +154,18 @@ class SourceReading:
     gpus: GpuRows | None
     events: Sequence[EventRow] = ()
     failures: Mapping[tuple[str, FieldFailure], int] = field(default_factory=Counter)
+    links: LinkRows | None = None
 
 
 class Source(Protocol):
-    """A source of GPU rows. The first reading carries a ``node_inventory`` event for each node it speaks for."""
+    """A source of a node. The first reading of one of GPUs carries a ``node_inventory`` event for each of its nodes."""
 
     name: str
     """The name under which :mod:`collectors.registry` knows it."""
+    period_seconds: float | None
+    """How often it wants to be read; ``None``: at the agent's own pace."""
+    urgent: asyncio.Event | None
+    """Set by a source that wants to be read at once; the agent clears it before it reads. ``None``: it never does."""
 
     async def __aenter__(self) -> Self:
         """Open the source. Raises :class:`~collectors.errors.SourceUnavailable` if there is nothing to read."""

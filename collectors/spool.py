@@ -40,7 +40,13 @@ at ten steps a second is 490 MB. Twice that."""
 SPOOL_BYTES_MIN = 8 * 1024**2
 SPOOL_AGE_SECONDS = 15_000.0
 """Four hours and ten minutes, well within the six hours for which a reader waits for what it misses."""
-SHARES: Mapping[Topic, float] = {Topic.GPU: 0.25, Topic.TRAIN: 0.5, Topic.METRICS: 0.125, Topic.EVENTS: 0.125}
+SHARES: Mapping[Topic, float] = {
+    Topic.GPU: 0.25,
+    Topic.TRAIN: 0.5,
+    Topic.LINKS: 0.0625,
+    Topic.METRICS: 0.0625,
+    Topic.EVENTS: 0.125,
+}
 """What each topic may take of the whole."""
 SLACK_BYTES = 64 * 1024**2
 SLACK_SECONDS = 3600.0

@@ -17,9 +17,11 @@ WARM_SECONDS = 3600.0
 """What is read back of a run: at 30 s a step these are 120 rows, nearly the whole window of 128 of loss_spike, which is
 silent in its first 50."""
 WARM_BULK_SECONDS = 600.0
-"""The same for rows of GPUs and named numbers, which are many and whose longest memory is two minutes of work."""
+"""The same for rows of GPUs and links and for named numbers, which are many and remembered for two minutes of work at
+most."""
 WARM: dict[Topic, float] = dict.fromkeys((*TELEMETRY, Topic.BACKLOG, Topic.TICKS), WARM_SECONDS) | {
     Topic.GPU: WARM_BULK_SECONDS,
+    Topic.LINKS: WARM_BULK_SECONDS,
     Topic.METRICS: WARM_BULK_SECONDS,
     Topic.BACKLOG: WARM_BULK_SECONDS,
 }

@@ -1,4 +1,4 @@
-"""The closed set of GPU metrics: name, unit, kind and meaning of every measured column of ``gpu/1``.
+"""The closed sets of metrics: name, unit, kind and meaning of every measured column of ``gpu/1`` and ``link/1``.
 
 A metric's name ends in its unit. Gauges are float32. Counters are int64 (or float64 where the device gives a fraction),
 never float32: after months a float32 energy counter moves in steps of hundreds of joules. Schemas, documentation and
@@ -19,7 +19,7 @@ class MetricKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One measured column of ``gpu/1``.
+    """One measured column of ``gpu/1`` or ``link/1``.
 
     ``arrow`` is the Arrow type's name: ``float``, ``double`` or ``int64``.
     """
@@ -91,3 +91,12 @@ GPU_METRICS: tuple[Metric, ...] = (
 )
 
 GPU_METRIC_NAMES: tuple[str, ...] = tuple(metric.name for metric in GPU_METRICS)
+
+LINK_METRICS: tuple[Metric, ...] = (
+    _gauge("up", "1 if the link carries data, else 0."),
+    _gauge("rate_gigabits_per_second", "Rate at which the link runs now."),
+    _counter("tx_bytes", "Bytes sent."),
+    _counter("rx_bytes", "Bytes received."),
+)
+
+LINK_METRIC_NAMES: tuple[str, ...] = tuple(metric.name for metric in LINK_METRICS)

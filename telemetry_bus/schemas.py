@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-from telemetry_bus.metric_names import GPU_METRICS
+from telemetry_bus.metric_names import GPU_METRICS, LINK_METRICS
 
 TIME = pa.timestamp("us", tz="UTC")
 _ARROW: dict[str, pa.DataType] = {"float": pa.float32(), "double": pa.float64(), "int64": pa.int64()}
@@ -45,6 +45,19 @@ class EventKind(StrEnum):
     JOB_END = "job_end"
     NODE_INVENTORY = "node_inventory"
     XID = "xid"
+    """An error code of a GPU's driver: ``code``; ``detail`` has count, action, mnemonic, origin."""
+    SXID = "sxid"
+    """An error code of an NVSwitch's driver."""
+    ECC = "ecc"
+    """Memory errors of a GPU that grew."""
+    ROW_REMAP = "row_remap"
+    """Rows of a GPU's memory were remapped, or wait for it, or could not be."""
+    RECOVERY_ACTION = "recovery_action"
+    """What the driver asks for a GPU has changed: ``code`` as the metric ``recovery_action``."""
+    LINK = "link"
+    """A network port went down, came up, flapped, or runs slower than it did."""
+    GPU_USERS = "gpu_users"
+    """Which jobs, ranks, pods use a GPU: told when it changes, and again from time to time."""
     DRIVER = "driver"
     CHECKPOINT_BEGIN = "checkpoint_begin"
     CHECKPOINT_END = "checkpoint_end"
@@ -108,6 +121,21 @@ TRAIN = _schema(
 )
 """``train/1``: one row is one rank at one step. ``nonfinite`` counts gradient elements; ``first_nonfinite`` is the
 first parameter that has one, in the order in which backward produced them."""
+
+LINK = _schema(
+    ("time", TIME),
+    ("region", pa.string()),
+    ("node", pa.string()),
+    ("kind", pa.string()),
+    ("device", pa.string()),
+    ("port", pa.int32()),
+    ("gpu", pa.int32()),
+    ("uuid", pa.string()),
+    ("simulated", pa.bool_()),
+    *((metric.name, _ARROW[metric.arrow]) for metric in LINK_METRICS),
+    required=frozenset({"time", "node", "kind", "device", "simulated"}),
+)
+"""``link/1``: one row is one port of a network card, or one NVLink of a GPU, at one instant."""
 
 METRIC = _schema(
     ("time", TIME),
@@ -206,6 +234,7 @@ DEAD = _schema(
 
 SCHEMAS: dict[str, pa.Schema] = {
     "gpu/1": GPU,
+    "link/1": LINK,
     "train/1": TRAIN,
     "metric/1": METRIC,
     "event/1": EVENT,

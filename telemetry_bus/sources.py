@@ -1,16 +1,16 @@
 """The names of sources, and the key by which what belongs together stays in one partition.
 
-A node's collector makes frames as ``NODE/gpu``, ``NODE/gpu-events`` and ``NODE/spool``, a rank of a job as
-``JOB/ATTEMPT/RANK/train``, ``.../metric`` and ``.../event``. Any other name (``NODE/detect``) is a part of Nantucket
-itself. The first part of a name is the partition key: a job's rows stay in one partition and in order, and so do a
-node's.
+A node's collector makes frames as ``NODE/gpu``, ``NODE/gpu-events``, ``NODE/links`` and ``NODE/spool``, a rank of a
+job as ``JOB/ATTEMPT/RANK/train``, ``.../metric`` and ``.../event``. Any other name (``NODE/detect``) is a part of
+Nantucket itself. The first part of a name is the partition key: a job's rows stay in one partition and in order, and so
+do a node's.
 """
 
 from dataclasses import dataclass
 
 from telemetry_bus.frames import Frame
 
-NODE_STREAMS = frozenset({"gpu", "gpu-events", "spool"})
+NODE_STREAMS = frozenset({"gpu", "gpu-events", "links", "spool"})
 JOB_STREAMS = frozenset({"train", "metric", "event"})
 
 

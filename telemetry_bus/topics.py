@@ -10,6 +10,8 @@ class Topic(StrEnum):
     """``gpu/1``: GPUs, sampled."""
     TRAIN = "telemetry.train"
     """``train/1``: ranks, step by step."""
+    LINKS = "telemetry.links"
+    """``link/1``: ports of network cards and NVLinks, sampled."""
     METRICS = "telemetry.metrics"
     """``metric/1``: named numbers of a job."""
     EVENTS = "telemetry.events"
@@ -29,14 +31,15 @@ class Topic(StrEnum):
 TOPIC_SCHEMAS: dict[Topic, frozenset[str]] = {
     Topic.GPU: frozenset({"gpu/1"}),
     Topic.TRAIN: frozenset({"train/1"}),
+    Topic.LINKS: frozenset({"link/1"}),
     Topic.METRICS: frozenset({"metric/1"}),
     Topic.EVENTS: frozenset({"event/1"}),
-    Topic.BACKLOG: frozenset({"gpu/1", "train/1", "metric/1", "event/1"}),
+    Topic.BACKLOG: frozenset({"gpu/1", "train/1", "link/1", "metric/1", "event/1"}),
     Topic.TICKS: frozenset({"tick/1"}),
     Topic.FINDINGS: frozenset({"finding/1"}),
     Topic.VERDICTS: frozenset({"verdict/1"}),
     Topic.DEAD_LETTER: frozenset({"dead/1"}),
 }
 
-TELEMETRY: tuple[Topic, ...] = (Topic.GPU, Topic.TRAIN, Topic.METRICS, Topic.EVENTS)
+TELEMETRY: tuple[Topic, ...] = (Topic.GPU, Topic.TRAIN, Topic.LINKS, Topic.METRICS, Topic.EVENTS)
 """The topics that collectors write."""

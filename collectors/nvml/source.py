@@ -1,5 +1,6 @@
 """NVML as a source: one child process, asked once a reading, killed when it does not answer, and started again."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class NvmlSource:
     """A running :class:`NvmlGpus`. Opening raises :class:`DriverNotFound` or :class:`DriverRefused`."""
 
     name = "nvml"
+    period_seconds: float | None = None
+    urgent: asyncio.Event | None = None
 
     def __init__(self, config: NvmlGpus, clock: Clock) -> None:
         self.config = config

@@ -55,6 +55,7 @@ class TopicLimit:
 DEFAULT_LIMITS: Mapping[Topic, TopicLimit] = {
     Topic.GPU: TopicLimit(_GIB, 6 * _HOUR),
     Topic.TRAIN: TopicLimit(_GIB, 7 * _DAY),
+    Topic.LINKS: TopicLimit(_GIB // 4, 6 * _HOUR),
     Topic.METRICS: TopicLimit(_GIB // 2, 7 * _DAY),
     Topic.EVENTS: TopicLimit(64 * _MIB, 30 * _DAY),
     Topic.BACKLOG: TopicLimit(_GIB, _DAY),

@@ -40,7 +40,7 @@ FULL_SECONDS = 1.0
 """After so long whoever was put off may try again; what is under way now will be answered by then."""
 AWAY_SECONDS = 1.0
 
-NEVER_CRITICAL = frozenset({Topic.GPU.value, Topic.METRICS.value, Topic.BACKLOG.value})
+NEVER_CRITICAL = frozenset({Topic.GPU.value, Topic.LINKS.value, Topic.METRICS.value, Topic.BACKLOG.value})
 """Small frames of these topics are looked at when they are merged, one after the other: a frame that is decoded alone,
 every 16 ms, costs 340 us, and one of sixteen in a row 140 (a node's 8 GPUs; measured)."""
 

@@ -14,7 +14,7 @@ from collectors.nvml.source import NvmlGpus
 from collectors.once import collect_once
 from collectors.registry import SOURCES, SourceOptions, build_source
 from collectors.simulated import Fault, FaultKind, SimulatedFleet
-from collectors.source import METRICS, Column, EventRow, Source, SourceReading
+from collectors.source import LINKS, METRICS, Column, EventRow, Source, SourceReading
 from telemetry_bus import Frame, FrameError, FrameFault, Intake, Record, Topic, encode
 from telemetry_bus.json_text import dumps
 from telemetry_bus.runtime.clock import ManualClock
@@ -62,6 +62,33 @@ async def test_a_reading_that_takes_too_long_skips_grid_points_and_counts_them()
         assert agent.counters.ticks_missed == 2
     start = frames[0].times()[0]
     assert [float(frame.times()[0] - start) for frame in frames] == pytest.approx([0.0, 1.0, 4.0, 5.0])
+
+
+async def test_a_source_with_a_pace_of_its_own_is_read_at_that_pace() -> None:
+    """What is slow to read is read rarely, beside what is read each second."""
+    time, bus = VirtualTime(), RecordingBus()
+    source = CountingSource()
+    source.period_seconds = 10.0
+    async with agent_of(source, bus, time):
+        await time.pass_by(20.0)
+        frames = await bus.has(Topic.GPU, 3)
+    np.testing.assert_allclose(np.diff([frame.times()[0] for frame in frames]), 10.0)
+
+
+async def test_an_urgent_source_is_read_at_once_and_its_grid_stays() -> None:
+    """What must not wait a second does not, and costs no later reading."""
+    time, bus = VirtualTime(), RecordingBus()
+    source = CountingSource()
+    source.urgent = asyncio.Event()
+    async with agent_of(source, bus, time) as agent:
+        await time.pass_by(0.3)
+        source.urgent.set()
+        frames = await bus.has(Topic.GPU, 2)
+        await time.pass_by(1.7)
+        frames = await bus.has(Topic.GPU, 4)
+    start = frames[0].times()[0]
+    assert [float(frame.times()[0] - start) for frame in frames] == pytest.approx([0.0, 0.3, 1.0, 2.0])
+    assert agent.counters.ticks_missed == 0
 
 
 async def test_frames_are_counted_per_source_and_carry_node_region_and_time() -> None:
@@ -238,7 +265,7 @@ async def test_field_failures_start_at_zero_and_are_counted_by_field_and_reason(
     time, bus = VirtualTime(), RecordingBus()
     agent = agent_of(NvmlGpus("node-1", environment=fake_driver.environment).build(time), bus, time)
     assert set(agent.counters.field_failures.values()) == {0}
-    assert {name for name, _ in agent.counters.field_failures} == {*METRICS, "*"}
+    assert {name for name, _ in agent.counters.field_failures} == {*METRICS, *LINKS, "*"}
     async with agent:
         await time.pass_by(1.0)
     failures = agent.counters.field_failures

@@ -125,6 +125,8 @@ class CountingSource:
     """A source of one GPU whose power is the number of the reading."""
 
     name = "counting"
+    period_seconds: float | None = None
+    urgent: asyncio.Event | None = None
 
     def __init__(self, while_reading: Callable[[int], None] = lambda _: None, events: Sequence[EventRow] = ()) -> None:
         self.readings = 0

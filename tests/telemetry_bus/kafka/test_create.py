@@ -18,7 +18,7 @@ from telemetry_bus.runtime.clock import SystemClock
 if TYPE_CHECKING:
     from tests.kafka_service import KafkaService
 
-MANY = {Topic.GPU, Topic.TRAIN, Topic.METRICS, Topic.EVENTS, Topic.BACKLOG}
+MANY = {Topic.GPU, Topic.TRAIN, Topic.LINKS, Topic.METRICS, Topic.EVENTS, Topic.BACKLOG}
 
 
 def config_of(kafka: KafkaService, topic: str) -> dict[str, str]:
