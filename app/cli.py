@@ -224,7 +224,7 @@ def collect(
     as_json: Json = False,
 ) -> None:
     """A node's collector: its GPUs, and the training jobs that deliver to it."""
-    from app.up import collect_once_command
+    from app.collect_once import collect_once_command
     from app.up import up as run
 
     settings = _settings(

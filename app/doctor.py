@@ -16,7 +16,8 @@ from rich.markup import escape
 from alerting.errors import AlertingError
 from alerting.store import StoreReader
 from app.output import console, print_json
-from app.roles import driver_here, receivers_of
+from app.roles.alert import receivers_of
+from app.roles.collect import driver_here
 from app.settings import Settings, SettingsError
 from app.tail import missing_log
 from app.wiring import link_options

@@ -3,7 +3,7 @@
 from alerting.errors import UnknownReceiver
 from alerting.testpage import send_test_page as send
 from app.output import console, print_json
-from app.roles import receivers_of
+from app.roles.alert import receivers_of
 from app.settings import Settings
 from telemetry_bus.runtime.clock import SystemClock
 

@@ -1,20 +1,23 @@
 """Nantucket's own figures: what the roles of this process count, as Prometheus metrics."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from alerting.stats import PagerStats, Stats
-from collectors.agent import NodeAgent
-from collectors.ripcord import Ripcord
-from collectors.training_lanes import Counters
-from collectors.upward import Upward
-from detectors.agents import AgentStats
-from telemetry_bus.dead_letter import DeadLetters
-from telemetry_bus.gateway import Gateway
-from telemetry_bus.gateway.ingest import Ingest
+if TYPE_CHECKING:  # a process carries its own roles alone
+    from alerting.stats import PagerStats, Stats
+    from collectors.agent import NodeAgent
+    from collectors.ripcord import Ripcord
+    from collectors.training_lanes import Counters
+    from collectors.upward import Upward
+    from detectors.agents import AgentStats
+    from telemetry_bus.dead_letter import DeadLetters
+    from telemetry_bus.gateway import Gateway
+    from telemetry_bus.gateway.ingest import Ingest
 
 Read = Callable[[], Iterable[Metric]]
 

@@ -6,19 +6,15 @@ and SIGINT end the process in order; SIGKILL loses nothing that was durable.
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
-from app.figures import figures
-from app.gateway import gateway_role
 from app.output import console, print_json
-from app.roles import alerting_role, collecting_role, detecting_role, serving_role, sources_of
 from app.settings import Settings
 from app.wiring import Wiring, link_options, owned_tasks
-from collectors.errors import CollectorError
-from collectors.once import collect_once
 from telemetry_bus import Bus, Outlet, open_bus, open_outlet
 from telemetry_bus.outlet import BusOutlet, is_gateway
 from telemetry_bus.runtime.clock import Clock, SystemClock
@@ -41,7 +37,7 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
         tasks = await stack.enter_async_context(owned_tasks())
         wiring = Wiring(settings, bus, outlet, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
-            await _START[role](wiring)
+            await _role(role).start(wiring)
         if "serve" not in roles:
             await _tell_figures(wiring)
         await _ready(wiring, stopped)
@@ -59,34 +55,13 @@ async def _way_up(settings: Settings, clock: Clock, stack: contextlib.AsyncExitS
     return bus, BusOutlet(bus, is_open=True)
 
 
-async def collect_once_command(settings: Settings, *, as_json: bool) -> int:
-    """Read every source of this node once and print what would be sent; 1 if nothing can be read."""
-    out = console(as_json=as_json)
-    clock = SystemClock()
-    sources = sources_of(settings, clock)
-    if not sources:
-        out.print("There is nothing to read here: no NVIDIA driver was found. Try --simulate 8.", markup=False)
-        return 1
-    try:
-        rows = await collect_once(sources, clock, region=settings.region)
-    except CollectorError as error:
-        out.print(str(error), markup=False)
-        return 1
-    for row in rows:
-        if as_json:
-            print_json(row)
-        else:
-            out.print(" ".join(f"{name}={value}" for name, value in row.items() if value is not None), markup=False)
-    return 0
+class _Role(Protocol):
+    async def start(self, wiring: Wiring) -> None: ...
 
 
-_START = {
-    "alert": alerting_role,
-    "detect": detecting_role,
-    "serve": serving_role,
-    "gateway": gateway_role,
-    "collect": collecting_role,
-}
+def _role(name: str) -> _Role:
+    """The file of a role, imported when it is wanted: what a process does not run, it does not carry."""
+    return cast(_Role, importlib.import_module(f"app.roles.{name}"))
 
 
 async def _tell_figures(wiring: Wiring) -> None:
@@ -94,6 +69,8 @@ async def _tell_figures(wiring: Wiring) -> None:
     settings = wiring.settings
     if settings.metrics.port is None:
         return
+    from app.figures import figures  # noqa: PLC0415  # a collector that nobody asks carries no server
+
     token = settings.serve.token
     told = figures(
         wiring.gauges,

@@ -6,7 +6,7 @@ hashing; Carter and Wegman 1979, Lemire and Kaser 2014). The random numbers are 
 outside can make two names meet; by chance two of 100,000 do so once in 30 million processes.
 """
 
-import secrets
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +20,9 @@ POSITIONS = 64 * 1024 + 1
 STRETCHES_MIN, STRETCH_MEAN_MIN = 8, 8
 """A stretch costs as much as some twenty look-ups: after eight that are shorter than eight on the mean, look up."""
 
-_FACTORS = np.random.Generator(np.random.PCG64(secrets.randbits(128))).integers(
-    0, 1 << 64, POSITIONS, dtype=np.uint64
-) | np.uint64(1)
-_NOTHING = np.uint64(secrets.randbits(64))
+_FACTORS = np.frombuffer(os.urandom(8 * POSITIONS), np.uint64) | np.uint64(1)
+"""Of the system's own randomness: a generator of numpy's costs every process, a node's collector too, 7 MiB."""
+_NOTHING = np.frombuffer(os.urandom(8), np.uint64)[0]
 """Stands where a slot has no number."""
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alerting import Outcome, PagerStats, ReceiptOutcome, ReportOutcome, Stats
-from app.roles import pager_of
+from app.roles.alert import pager_of
 from app.settings import Settings, load
 from app.telemetry import alert_metrics, pager_metrics
 from telemetry_bus.runtime.clock import SystemClock

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.roles import IDLE_SECONDS_MAX, DetectorsAtWork
+from app.roles.alert import IDLE_SECONDS_MAX, DetectorsAtWork
 from detectors.position import GROUP
 from telemetry_bus import Topic, open_bus
 from telemetry_bus.runtime.clock import ManualClock

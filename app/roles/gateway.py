@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.roles import pager_of
+from app.roles.alert import pager_of
 from app.settings import Settings, secret, secret_of
 from app.telemetry import gateway_metrics, ingest_metrics, pager_metrics
 from app.wiring import Wiring
@@ -16,7 +16,7 @@ from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
 
 
-async def gateway_role(wiring: Wiring) -> None:
+async def start(wiring: Wiring) -> None:
     """Frames of many nodes in, few large ones up."""
     settings = wiring.settings
     listen = _listening(settings, settings.gateway.port)
