@@ -29,6 +29,9 @@ may be soon: with a spool behind it, that takes a bus and a disk that are away b
 
 HZ_MAX = 10.0
 """NVML's own averages are no faster."""
+ROWS_IN_LOOP_MAX = 1_024
+"""A real node's rows are made into frames at once: 8 GPUs take half a millisecond, and a thread as much again to wake.
+A simulated fleet's, which take longer, are made in a thread."""
 URGENT_SECONDS_MIN = 0.05
 """However urgent it is, a source is read at most twenty times a second: a kernel that logs a thousand lines a second is
 read in batches."""
@@ -133,7 +136,7 @@ class NodeAgent:
         while True:
             now = self._clock.now()
             reading = await source.read(now)
-            self._take(reading, await asyncio.to_thread(self._frames, reading, now))
+            self._take(reading, await self._framed(reading, now))
             reached = math.floor((self._clock.monotonic() - start) / period) + 1
             following = slot + 1 if on_grid else slot
             self.counters.ticks_missed += max(reached - following, 0)
@@ -156,6 +159,12 @@ class NodeAgent:
         was_urgent = urgent.is_set()
         urgent.clear()
         return was_urgent
+
+    async def _framed(self, reading: SourceReading, now: float) -> list[tuple[Topic, Frame]]:
+        rows = sum(0 if part is None else part.rows for part in (reading.gpus, reading.links)) + len(reading.events)
+        if rows <= ROWS_IN_LOOP_MAX:
+            return self._frames(reading, now)
+        return await asyncio.to_thread(self._frames, reading, now)
 
     def _frames(self, reading: SourceReading, now: float) -> list[tuple[Topic, Frame]]:
         events = [(Topic.EVENTS, frame) for frame in self._framer.event_frames(reading.events, now)]
