@@ -1,10 +1,10 @@
-"""The fake driver of the tests: compiles `fake_nvml.c`, and writes the file that says what it answers."""
+"""The fake driver of the tests: compiles the C files beside it, and writes the file that says what they answer."""
 
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("fake_nvml.c")
+SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 NOT_SUPPORTED, NO_PERMISSION, GPU_IS_LOST, UNKNOWN = "!3", "!4", "!15", "!999"
 HANG = "hang"
 ECC_CORRECTED, ECC_UNCORRECTED, MEMORY_TEMPERATURE, ENERGY = "field.3", "field.4", "field.82", "field.83"
@@ -40,7 +40,8 @@ HEALTHY = {
 def compile_fake(folder: Path) -> Path:
     """Compile the library into ``folder`` under the name that pynvml loads; return the folder."""
     target = folder / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", target, SOURCE], check=True)
+    flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", f"-Wl,-soname,{target.name}"]
+    subprocess.run(["cc", *flags, "-o", target, *SOURCES], check=True)
     return folder
 
 
