@@ -18,9 +18,7 @@ JOULES_PER_MILLIJOULE = 1e-3
 SECONDS_PER_NANOSECOND = 1e-9
 FREE_MIB = "memory_free_mib"
 RESERVED_MIB = "memory_reserved_mib"
-READ_ONLY = (FREE_MIB, RESERVED_MIB)
-"""Read to know ``memory_total_mib``, which the exporter's default list leaves out, and no columns themselves."""
-COLUMNS = (*GPU_METRIC_NAMES, *READ_ONLY)
+COLUMNS = GPU_METRIC_NAMES
 
 _DEV: dict[str, tuple[str, float]] = {
     "GPU_UTIL": ("gpu_utilization_percent", 1.0),
@@ -165,7 +163,7 @@ class JobSeries:
 
 Series = GpuSeries | JobSeries | Unmapped
 _COLUMN_OF = {name: number for number, name in enumerate(COLUMNS)}
-GAUGES = frozenset(metric.name for metric in GPU_METRICS if metric.kind is MetricKind.GAUGE) | set(READ_ONLY)
+GAUGES = frozenset(metric.name for metric in GPU_METRICS if metric.kind is MetricKind.GAUGE)
 
 
 def series_of(name: str, labels: Mapping[str, str]) -> Series:

@@ -23,6 +23,8 @@ UNITS = (
     "_ratio",
     "_bytes_per_second",
     "_count",
+    "_banks",
+    "_links",
 )
 WITHOUT_UNIT = {
     "performance_state": "a rank, 0 to 15",
@@ -34,6 +36,13 @@ WITHOUT_UNIT = {
     "recovery_action": "a code, 0 to 5",
     "row_remap_pending": "0 or 1",
     "row_remap_failed": "0 or 1",
+    "fabric_state": "a code, 0 to 3",
+    "fabric_status": "a code of NVML",
+    "fabric_health": "a code, 0 to 3",
+    "fabric_health_mask": "bits",
+    "sram_ecc_threshold_exceeded": "0 or 1",
+    "retired_page_pending": "0 or 1",
+    "memory_unrepairable": "0 or 1",
 }
 """Metrics that have no unit, and what their number is instead."""
 
