@@ -83,7 +83,7 @@ async def test_every_value_arrives_in_its_unit(opened: Open) -> None:
         "row_remap_failed": 0.0,
     }
     assert {name: values(rows, name)[0] for name in expected} == expected
-    assert set(NAMES) == expected.keys()
+    assert set(NAMES) >= expected.keys()
     assert rows is not None
     assert rows.uuid.to_pylist() == ["GPU-0", "GPU-1"]
 
