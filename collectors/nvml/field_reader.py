@@ -16,12 +16,13 @@ class FieldSet:
         self.keys = tuple(dict.fromkeys(keys))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Prepared:
     batch: FieldBatch | None
     refused: dict[FieldKey, FieldAnswer]
     version: int
     until: float
+    all_given: bool = False
 
 
 class FieldReader:
@@ -48,7 +49,10 @@ class FieldReader:
         asked = dict(zip(batch.keys, answers, strict=True))
         if faulty:
             self._note(asked, now)
-        return found | asked
+        elif not prepared.all_given:
+            prepared.all_given = True
+            self._refusals.given(batch.keys)
+        return found | asked if found else asked
 
     def _prepare(self, keys: tuple[FieldKey, ...], now: float) -> _Prepared:
         refused: dict[FieldKey, FieldAnswer] = {}
@@ -56,10 +60,11 @@ class FieldReader:
             if (fault := self._refusals.get(key, now)) is not None:
                 refused[key] = fault
         asked = [key for key in keys if key not in refused]
-        until = self._refusals.until(math.inf) if refused else math.inf
+        until = self._refusals.until(refused, math.inf)
         return _Prepared(FieldBatch(asked) if asked else None, refused, self._refusals.version, until)
 
     def _note(self, answers: Mapping[FieldKey, FieldAnswer], now: float) -> None:
+        self._refusals.given(key for key, answer in answers.items() if not isinstance(answer, DriverFault))
         for key, answer in answers.items():
             if isinstance(answer, DriverFault):
                 self._refusals.note(key, answer, now)

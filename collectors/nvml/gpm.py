@@ -54,6 +54,7 @@ class Gpm:
             if not gpm_supported(self._device):
                 raise not_supported()
             self._supported = True
+            self._refusals.given((_SUPPORT,))
         while len(self._samples) < 2:
             self._samples.append(gpm_alloc())
         old = self._newest

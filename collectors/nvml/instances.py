@@ -53,6 +53,7 @@ class Instances:
             return []
         try:
             self.enabled = self._device.mig_enabled()
+            self._refusals.given((_MODE,))
         except DriverFault as fault:
             if not fault.lasting:
                 raise

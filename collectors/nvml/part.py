@@ -33,6 +33,7 @@ class Part:
                 self._refuse(made, call, error.reason)
                 lost = error.reason is FieldFailure.GPU_LOST
                 continue
+            self._refusals.given((call.metrics[0],))
             for metric, value in zip(call.metrics, values, strict=True):
                 if value is None:
                     made.refuse(metric, FieldFailure.UNSUPPORTED)
