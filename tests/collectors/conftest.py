@@ -1,9 +1,11 @@
 """What the collectors' tests share: the fake driver, and time that moves only when it is told to."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.collectors.nvml_scene import Scene, opened
 from tests.fakes.nvml.library import FakeDriver, compile_fake
 
 
@@ -17,3 +19,10 @@ def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_driver(fake_library: Path, tmp_path: Path) -> FakeDriver:
     """Return a driver with two healthy GPUs."""
     return FakeDriver(fake_library, tmp_path / "nvml")
+
+
+@pytest.fixture
+def nvml_scene(fake_driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """Return GPU 0 of the fake driver with its reader, in this process."""
+    with opened(fake_driver, monkeypatch) as scene:
+        yield scene

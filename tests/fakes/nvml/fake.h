@@ -37,6 +37,9 @@ void *handle_of(int place);
 Return say(int place, const char *key, char *text, size_t size);
 Return number(int place, const char *key, unsigned long long *out);
 
+/* The code with which a whole call is to fail, SUCCESS if the answers say none. */
+Return refusal(int place, const char *key);
+
 /* As say, of one numbered thing: "field.82", "field.165.3", "gpm.5". A bare name answers scope 0, ".*" every scope. */
 enum { FIELDS = 1, GPM = 2 };
 #define SCOPE_ANY 0xfffffffeu

@@ -108,14 +108,14 @@ static const char *find(int place, uint64_t key) {
     return NULL;
 }
 
-static Return answer(int place, const uint64_t *keys, int tries, char *text, size_t size) {
+static Return answer(int place, const uint64_t *keys, int tries, Return missing, char *text, size_t size) {
     const char *found = NULL;
     if (place == STALE_HANDLE) return GPU_IS_LOST;
     pthread_mutex_lock(&lock);
     for (int index = 0; index < tries && !found; index++) found = find(place, keys[index]);
-    Return result = !loaded_path[0] ? UNKNOWN : !found ? NOT_SUPPORTED : found[0] == '!' ? atoi(found + 1) : SUCCESS;
-    int hangs = result == SUCCESS && strcmp(found, "hang") == 0;
-    if (result == SUCCESS) snprintf(text, size, "%s", found);
+    Return result = !loaded_path[0] ? UNKNOWN : !found ? missing : found[0] == '!' ? atoi(found + 1) : SUCCESS;
+    int hangs = found && strcmp(found, "hang") == 0;
+    if (found && result == SUCCESS) snprintf(text, size, "%s", found);
     pthread_mutex_unlock(&lock);
     while (hangs) pause();
     return result;
@@ -123,12 +123,18 @@ static Return answer(int place, const uint64_t *keys, int tries, char *text, siz
 
 Return say(int place, const char *key, char *text, size_t size) {
     uint64_t hashed = hash(key);
-    return answer(place, &hashed, 1, text, size);
+    return answer(place, &hashed, 1, NOT_SUPPORTED, text, size);
+}
+
+Return refusal(int place, const char *key) {
+    char ignored[VALUE_SIZE];
+    uint64_t hashed = hash(key);
+    return answer(place, &hashed, 1, SUCCESS, ignored, sizeof ignored);
 }
 
 Return say_numbered(int place, int kind, unsigned int id, unsigned int scope, char *text, size_t size) {
     uint64_t keys[] = {numbered(kind, id, scope), numbered(kind, id, SCOPE_ANY), numbered(kind, id, SCOPE_BARE)};
-    return answer(place, keys, scope == 0 ? 3 : 2, text, size);
+    return answer(place, keys, scope == 0 ? 3 : 2, NOT_SUPPORTED, text, size);
 }
 
 Return number(int place, const char *key, unsigned long long *out) {

@@ -32,10 +32,11 @@ int fake_gpm_samples(void) { return __atomic_load_n(&living, __ATOMIC_SEQ_CST); 
 
 Return nvmlGpmQueryDeviceSupport(void *device, Support *support) {
     unsigned long long found = 0;
-    Return result = number(gpu_of(device), "gpm", &found);
+    int gpu = gpu_of(device);
     if (support->version != 1) return ARGUMENT_VERSION_MISMATCH;
+    number(gpu, "gpm", &found);
     support->supported = found != 0;
-    return result == NOT_SUPPORTED ? SUCCESS : result;
+    return refusal(gpu, "gpm");
 }
 
 Return nvmlGpmSampleAlloc(Sample **sample) {
@@ -53,10 +54,9 @@ Return nvmlGpmSampleFree(Sample *sample) {
 }
 
 static Return take(int place, Sample *sample) {
-    unsigned long long ignored;
-    Return result = number(place, "gpm_sample", &ignored);
     if (place < 0 || !sample) return place == STALE_HANDLE ? GPU_IS_LOST : INVALID_ARGUMENT;
-    if (result != SUCCESS && result != NOT_SUPPORTED) return result;
+    Return result = refusal(place, "gpm_sample");
+    if (result != SUCCESS) return result;
     *sample = (Sample){place, 1};
     return SUCCESS;
 }
@@ -77,9 +77,11 @@ Return nvmlGpmMigSampleGet(void *device, unsigned int gpu_instance, Sample *samp
 Return nvmlGpmMetricsGet(Request *request) {
     char text[64];
     Sample *old = request->old, *new = request->new;
+    refresh();
     if (request->version != 1) return ARGUMENT_VERSION_MISMATCH;
     if (!old || !new || old == new || !old->taken || !new->taken || old->place != new->place) return INVALID_ARGUMENT;
-    refresh();
+    Return all = refusal(new->place, "gpm_metrics");
+    if (all != SUCCESS) return all;
     for (unsigned int index = 0; index < request->count; index++) {
         Metric *metric = &request->metrics[index];
         metric->result = say_numbered(new->place, GPM, metric->id, 0, text, sizeof text);

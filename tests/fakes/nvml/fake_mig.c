@@ -19,9 +19,9 @@ Return nvmlDeviceGetMigMode(void *device, unsigned int *current, unsigned int *p
 }
 
 Return nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned int *count) {
-    Return result = small(gpu_of(device), "mig_count_max", count);
-    if (result == NOT_SUPPORTED) *count = INSTANCES_MAX;
-    return result == NOT_SUPPORTED ? SUCCESS : result;
+    int gpu = gpu_of(device);
+    if (small(gpu, "mig_count_max", count) != SUCCESS) *count = INSTANCES_MAX;
+    return refusal(gpu, "mig_count_max");
 }
 
 Return nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned int index, void **instance) {

@@ -26,11 +26,9 @@ static Return text_of(void *device, const char *key, char *out, unsigned int siz
 }
 
 Return nvmlInitWithFlags(unsigned int flags) {
-    unsigned long long ignored;
     refresh();
-    Return result = number(NO_GPU, "init", &ignored);
     (void)flags;
-    return result == NOT_SUPPORTED ? SUCCESS : result;
+    return refusal(NO_GPU, "init");
 }
 
 Return nvmlShutdown(void) { return SUCCESS; }
@@ -45,11 +43,9 @@ Return nvmlSystemGetDriverVersion(char *out, unsigned int size) { return text_of
 Return nvmlDeviceGetCount_v2(unsigned int *count) { return small(NULL, "count", count); }
 
 Return nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) {
-    unsigned long long ignored;
     refresh();
-    Return result = number((int)index, "handle", &ignored);
     *device = handle_of((int)index);
-    return result == NOT_SUPPORTED ? SUCCESS : result;
+    return refusal((int)index, "handle");
 }
 
 Return nvmlDeviceGetUUID(void *device, char *out, unsigned int size) { return text_of(device, "uuid", out, size); }
@@ -165,7 +161,9 @@ typedef struct {
 Return nvmlDeviceGetGpuFabricInfoV(void *device, Fabric *fabric) {
     int gpu = gpu_of(device), summary = 0;
     Return result = whole(gpu, "fabric_state", (int *)&fabric->state);
-    if (fabric->version != 0x03000028 && fabric->version != 0x02000024) return ARGUMENT_VERSION_MISMATCH;
+    unsigned long long newest = 3;
+    number(gpu, "fabric_version", &newest);
+    if (fabric->version != 0x02000024 && (fabric->version != 0x03000028 || newest < 3)) return ARGUMENT_VERSION_MISMATCH;
     if (result == SUCCESS) result = whole(gpu, "fabric_status", &fabric->status);
     if (result == SUCCESS) result = whole(gpu, "fabric_health_mask", (int *)&fabric->health_mask);
     if (result != SUCCESS || fabric->version == 0x02000024) return result;
@@ -274,9 +272,8 @@ typedef struct {
 
 Return nvmlDeviceGetFieldValues(void *device, int count, FieldValue *values) {
     int gpu = gpu_of(device);
-    unsigned long long ignored;
-    Return all = number(gpu, "fields", &ignored);
-    if (all != SUCCESS && all != NOT_SUPPORTED) return all;
+    Return all = refusal(gpu, "fields");
+    if (all != SUCCESS) return all;
     for (int index = 0; index < count; index++) {
         char text[256];
         values[index].result = say_numbered(gpu, FIELDS, values[index].id, values[index].scope, text, sizeof text);
