@@ -31,7 +31,6 @@ class Gpm:
         try:
             return self._read(request, now)
         except DriverFault as fault:
-            self._newest = None
             self._refusals.note(_SUPPORT, fault, now)
             raise
 
@@ -61,6 +60,7 @@ class Gpm:
         if old is not None and now - self._at < PERIOD_SECONDS_MIN:
             return None
         new = 0 if old is None else 1 - old
+        self._newest = None  # what cannot be taken leaves nothing to compare with
         gpm_take(self._device, self._gpu_instance, self._samples[new])
         self._newest, self._at = new, now
         return None if old is None else request.read(self._samples[old], self._samples[new])

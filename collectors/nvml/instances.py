@@ -4,7 +4,7 @@ from collectors.cost_class import CostClass
 from collectors.nvml.driver import Device, DriverFault, Instance
 from collectors.nvml.gpm import Gpm
 from collectors.nvml.part import Part
-from collectors.nvml.plan import OF_INSTANCES, Plan
+from collectors.nvml.plan import PartPlan
 from collectors.nvml.refusals import Refusals
 from collectors.nvml.sample import Sample
 
@@ -26,7 +26,7 @@ class Instances:
         if CostClass.SLOW in due:
             self._list(now)
 
-    def read(self, plan: Plan, now: float, *, profile: bool) -> list[Sample]:
+    def read(self, plan: PartPlan, now: float, *, profile: bool) -> list[Sample]:
         """One sample for each. One that is gone has none. Raises DriverFault where they cannot be listed."""
         made = [self._sample(instance, part, plan, now, profile) for instance, part in self._parts.values()]
         if all(sample.values or not sample.failures for sample in made):
@@ -62,9 +62,9 @@ class Instances:
         return self._device.instances() if self.enabled else []
 
     @staticmethod
-    def _sample(instance: Instance, part: Part, plan: Plan, now: float, profile: bool) -> Sample:
+    def _sample(instance: Instance, part: Part, plan: PartPlan, now: float, profile: bool) -> Sample:
         made = Sample(instance.text, instance.uuid)
-        part.call(made, [call for call in OF_INSTANCES if call in plan.calls], now)
+        part.call(made, plan.calls, now)
         if profile:
             part.profile(made, plan, now)
         else:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from collectors.errors import FieldFailure
 from collectors.nvml.driver import Device, DriverFault
 from collectors.nvml.gpm import Gpm
-from collectors.nvml.plan import Plan
+from collectors.nvml.plan import PartPlan
 from collectors.nvml.refusals import Refusals
 from collectors.nvml.sample import Sample
 from collectors.nvml.signals import Call
@@ -40,7 +40,7 @@ class Part:
                 else:
                     made.values[metric] = value
 
-    def profile(self, made: Sample, plan: Plan, now: float) -> None:
+    def profile(self, made: Sample, plan: PartPlan, now: float) -> None:
         """Read GPM, unless the GPU is lost."""
         if not plan.profiled or made.lost:
             return

@@ -1,5 +1,6 @@
 """What one reading of a GPU takes in, made once for each set of cost classes that may be due together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,8 +23,17 @@ def metrics_of(signal: Signal) -> tuple[str, ...]:
 COSTS: dict[str, CostClass] = {name: signal.cost for signal in SIGNALS for name in metrics_of(signal)}
 NAMES: tuple[str, ...] = tuple(COSTS)
 """Every metric that NVML is asked for. The others of ``gpu/1`` are null."""
-OF_INSTANCES: tuple[Call, ...] = (activity.MEMORY,)
-"""What the driver gives for a MIG instance, beside GPM. Everything else belongs to the whole GPU."""
+OF_INSTANCES = (*activity.MEMORY.metrics, *profiling.RATIOS)
+"""What the driver gives for a MIG instance. Everything else, its links too, belongs to the whole GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """What is read of a GPU and of a MIG instance alike."""
+
+    calls: tuple[Call, ...]
+    profiled: tuple[Profiled, ...]
+    request: GpmRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +42,11 @@ class Plan:
 
     metrics: tuple[str, ...]
     repeated: tuple[str, ...]
-    calls: tuple[Call, ...]
+    whole: PartPlan
+    instance: PartPlan
     fields: tuple[Field, ...]
     rates: tuple[Rate, ...]
-    profiled: tuple[Profiled, ...]
     over_links: tuple[OverLinks, ...]
-    request: GpmRequest
     without_rates: FieldSet
     with_rates: FieldSet
 
@@ -50,20 +59,24 @@ def plan_of(due: frozenset[CostClass], fast: frozenset[str] | None) -> Plan:
     metrics = tuple(dict.fromkeys(name for signal in wanted for name in metrics_of(signal)))
     fields = tuple(signal for signal in wanted if isinstance(signal, Field))
     rates = tuple(signal for signal in wanted if isinstance(signal, Rate))
-    profiled = tuple(signal for signal in wanted if isinstance(signal, Profiled))
     keys = [key for signal in fields for key in signal.keys]
     return Plan(
         metrics=metrics,
         repeated=tuple(name for name in NAMES if COSTS[name] is CostClass.SECOND and name not in metrics),
-        calls=tuple(signal for signal in wanted if isinstance(signal, Call)),
+        whole=_part_plan(wanted),
+        instance=_part_plan([signal for signal in wanted if metrics_of(signal)[0] in OF_INSTANCES]),
         fields=fields,
         rates=rates,
-        profiled=profiled,
         over_links=tuple(signal for signal in wanted if isinstance(signal, OverLinks)),
-        request=GpmRequest([signal.metric_id for signal in profiled]),
         without_rates=FieldSet(keys),
         with_rates=FieldSet([*keys, *(rate.key for rate in rates)]),
     )
+
+
+def _part_plan(signals: Sequence[Signal]) -> PartPlan:
+    profiled = tuple(signal for signal in signals if isinstance(signal, Profiled))
+    request = GpmRequest([signal.metric_id for signal in profiled])
+    return PartPlan(tuple(signal for signal in signals if isinstance(signal, Call)), profiled, request)
 
 
 def sources() -> dict[str, str]:

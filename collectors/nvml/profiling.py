@@ -14,7 +14,7 @@ _ratio = partial(Profiled, cost=CostClass.SECOND)
 _slow_ratio = partial(Profiled, cost=CostClass.SLOW)
 _rate = partial(Profiled, cost=CostClass.SECOND, factor=BYTES_PER_MIB)
 
-SIGNALS: tuple[Signal, ...] = (
+_OF_CHIP: tuple[Profiled, ...] = (
     _ratio("graphics_active_ratio", 1),
     _ratio("sm_active_ratio", 2),
     _ratio("sm_occupancy_ratio", 3),
@@ -28,6 +28,11 @@ SIGNALS: tuple[Signal, ...] = (
     _ratio("fp64_active_ratio", 11),
     _ratio("fp32_active_ratio", 12),
     _ratio("fp16_active_ratio", 13),
+)
+RATIOS = tuple(signal.metric for signal in _OF_CHIP)
+"""What a MIG instance has for itself."""
+SIGNALS: tuple[Signal, ...] = (
+    *_OF_CHIP,
     _rate("pcie_tx_bytes_per_second", 20),
     _rate("pcie_rx_bytes_per_second", 21),
     _rate("nvlink_rx_bytes_per_second", 60),

@@ -60,7 +60,7 @@ class GpuReader:
             made.failures.update((name, FieldFailure.GPU_LOST) for name in plan.metrics if name not in made.values)
             return [made]
         try:
-            return [made, *self._instances.read(plan, now_monotonic, profile=profile)]
+            return [made, *self._instances.read(plan.instance, now_monotonic, profile=profile)]
         except DriverFault as fault:
             made.failures[WHOLE_READING] = fault.reason
             return [made]
@@ -94,14 +94,14 @@ class GpuReader:
         for signal in plan.fields:
             _take(made, signal, found)
         if profile:
-            self._part.profile(made, plan, now)
+            self._part.profile(made, plan.whole, now)
         else:
             self._part.gpm.pause()
         if plan.rates:
             self._take_rates(made, plan, found, now, profile)
         if plan.over_links:
             self._links.read(made, plan.over_links, found, now)
-        self._part.call(made, plan.calls, now)
+        self._part.call(made, plan.whole.calls, now)
 
     def _take_rates(
         self, made: Sample, plan: Plan, found: Mapping[FieldKey, FieldAnswer], now: float, profile: bool

@@ -150,7 +150,7 @@ class FakeDriver:
                 "memory_reserved": str(0),
                 "compute_processes": str(4_000 + index),
                 "graphics_processes": "0",
-                **{f"gpm.{metric}": f"{10 * metric + index}.0" for metric in range(1, 10)},
+                **{f"gpm.{metric}": f"{10 * metric + index}.0" for metric in range(1, 14)},
             }
             self.lines += [f"{gpu}:{index} {key} {value}" for key, value in said.items()]
         self._write()
