@@ -183,6 +183,13 @@ LINK_METRICS: tuple[Metric, ...] = (
     _gauge("rate_gigabits_per_second", "Rate at which the link runs now."),
     _counter("tx_bytes", "Bytes sent."),
     _counter("rx_bytes", "Bytes received."),
+    _counter("crc_error_count", "Packets whose checksum was wrong."),
+    _counter("replay_count", "Packets sent again."),
+    _counter("recovery_count", "How often the link has recovered from errors by itself."),
+    _counter("symbol_error_count", "Symbols received with an error."),
+    _counter("receive_error_count", "Packets received with an error."),
+    _counter("link_integrity_error_count", "How often the link's errors passed its threshold."),
+    _counter("transmit_discard_count", "Packets discarded before they were sent."),
 )
 
 LINK_METRIC_NAMES: tuple[str, ...] = tuple(metric.name for metric in LINK_METRICS)
