@@ -9,7 +9,7 @@ from functools import partial
 from collectors.cost_class import CostClass
 from collectors.nvml.driver import Device
 from collectors.nvml.driver_fields import ALL_LINKS
-from collectors.nvml.signals import Call, Field, OverLinks, Rate, Signal, count, gauge
+from collectors.nvml.signals import Call, Field, OfLink, OverLinks, Rate, Signal, count, gauge
 
 NVLINKS, C2C_LINKS = 91, 170
 """The fields that count the links."""
@@ -78,3 +78,22 @@ SIGNALS: tuple[Signal, ...] = (
     _c2c("c2c_replay_count", field_id=232, whole=True),
     _c2c("c2c_replay_back_to_back_count", field_id=233, whole=True),
 )
+LINK_SIGNALS: tuple[OfLink, ...] = (
+    OfLink("up", 165, state=True),
+    OfLink("rate_gigabits_per_second", 164, factor=8 * BYTES_PER_MB / 1e9),
+    OfLink("tx_bytes", 202),
+    OfLink("tx_bytes", 138, factor=BYTES_PER_KIB),
+    OfLink("rx_bytes", 204),
+    OfLink("rx_bytes", 139, factor=BYTES_PER_KIB),
+    OfLink("crc_error_count", 163),
+    OfLink("replay_count", 161),
+    OfLink("recovery_count", 162),
+    OfLink("recovery_count", 215),
+    OfLink("symbol_error_count", 221),
+    OfLink("receive_error_count", 208),
+    OfLink("link_integrity_error_count", 211),
+    OfLink("transmit_discard_count", 212),
+)
+"""What each NVLink's own row has. Of two sources of one metric the first that has it wins."""
+LINK_WHOLE = frozenset({signal.metric for signal in LINK_SIGNALS} - {"up", "rate_gigabits_per_second"})
+"""Columns of whole numbers."""

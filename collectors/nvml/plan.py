@@ -86,3 +86,11 @@ def sources() -> dict[str, str]:
         for name in metrics_of(signal):
             found[name].append(signal.source)
     return {name: ", else ".join(texts) for name, texts in found.items()}
+
+
+def link_sources() -> dict[str, str]:
+    """As :func:`sources`, for the metrics of ``link/1`` that an NVLink has. They are read every 30 s."""
+    found: dict[str, list[str]] = {}
+    for signal in nvlink.LINK_SIGNALS:
+        found.setdefault(signal.metric, []).append(signal.source)
+    return {name: ", else ".join(texts) for name, texts in found.items()}

@@ -11,12 +11,22 @@ from collectors.nvml.gpm import Gpm
 from collectors.nvml.instances import Instances
 from collectors.nvml.link_reader import LinkReader
 from collectors.nvml.part import Part
-from collectors.nvml.plan import COSTS, NAMES, Plan, plan_of, sources
+from collectors.nvml.plan import COSTS, NAMES, Plan, link_sources, plan_of, sources
 from collectors.nvml.rates import CounterRate
 from collectors.nvml.sample import LinkSample, Number, Sample
 from collectors.nvml.signals import Field
 
-__all__ = ["COSTS", "NAMES", "GpuReader", "LinkSample", "Sample", "lost_sample", "sample", "sources"]
+__all__ = [
+    "COSTS",
+    "NAMES",
+    "GpuReader",
+    "LinkSample",
+    "Sample",
+    "link_sources",
+    "lost_sample",
+    "sample",
+    "sources",
+]
 
 EVERYTHING = frozenset(CostClass)
 REPEAT_SECONDS_MAX = 1.5

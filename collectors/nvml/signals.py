@@ -103,6 +103,21 @@ class OverLinks:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class OfLink:
+    """A field of one link, times ``factor``, in the row of that link. With ``state`` it is 1 if the field is not 0."""
+
+    metric: str
+    field_id: int
+    factor: float = 1
+    state: bool = False
+
+    @property
+    def source(self) -> str:
+        """The name of the field."""
+        return f"{_name((self.field_id, 0))} of each link"
+
+
 Signal = Call | Field | Profiled | Rate | OverLinks
 
 

@@ -5,11 +5,11 @@ import pytest
 from collectors.cost_class import CostClass
 from collectors.errors import FieldFailure
 from collectors.nvml import nvlink
-from collectors.nvml.plan import COSTS, NAMES, SIGNALS, metrics_of, sources
+from collectors.nvml.plan import COSTS, NAMES, SIGNALS, link_sources, metrics_of, sources
 from collectors.nvml.refusals import ASK_AGAIN_SECONDS, REFUSED_TIMES
 from collectors.nvml.sampling import REPEAT_SECONDS_MAX
 from collectors.nvml.signals import Field, OverLinks
-from telemetry_bus.metric_names import GPU_METRIC_NAMES, GPU_METRICS
+from telemetry_bus.metric_names import GPU_METRIC_NAMES, GPU_METRICS, LINK_METRICS
 from tests.collectors.nvml_scene import SECOND, Scene, reasons
 from tests.fakes.nvml import library
 
@@ -145,7 +145,7 @@ def test_only_whole_numbers_go_into_columns_of_whole_numbers() -> None:
         pytest.param("temperature_margin", ["temperature_margin_celsius"], id="call"),
         pytest.param(library.MEMORY_TEMPERATURE, ["memory_temperature_celsius"], id="field"),
         pytest.param("gpm.5", ["tensor_active_ratio"], id="gpm metric"),
-        pytest.param("field.165.7", ["nvlink_active_links"], id="link"),
+        pytest.param("field.165.7", ["nvlink_active_links", "up"], id="link"),
     ],
 )
 def test_every_code_of_nvml_is_null_with_its_reason_and_the_value_comes_back_with_the_driver(
@@ -307,6 +307,52 @@ def test_links_of_hopper_are_added_up(nvml_scene: Scene) -> None:
     assert made.failures == {}
     counts = {"nvlink_crc_error_count": 12, "nvlink_replay_count": 24, "nvlink_recovery_count": 36}
     assert made.values.items() >= (counts | {"nvlink_links": 18, "nvlink_active_links": 17}).items()
+
+
+def test_each_nvlink_has_a_row_of_its_own(nvml_scene: Scene) -> None:
+    """What one link of eighteen does is not lost in the sum. KiB become bytes, MB/s Gbit/s."""
+    for field in (202, 204, 208, 211, 212, 215, 221):
+        nvml_scene.say(f"field.{field}.*", library.NOT_SUPPORTED)
+    nvml_scene.say("field.163.4", "11")
+    nvml_scene.say("field.165.4", "0u")
+    made = nvml_scene.read()
+    assert [link.port for link in made.links] == list(range(18))
+    assert made.links[4].values == pytest.approx(
+        {
+            "up": 0.0,
+            "rate_gigabits_per_second": 212.496,
+            "tx_bytes": 138_000 * 1_024,
+            "rx_bytes": 139_000 * 1_024,
+            "crc_error_count": 11,
+            "replay_count": 0,
+            "recovery_count": 0,
+        }
+    )
+    assert made.links[5].values["up"] == 1.0
+    newer = ["symbol_error_count", "receive_error_count", "link_integrity_error_count", "transmit_discard_count"]
+    assert made.failures == dict.fromkeys(newer, FieldFailure.UNSUPPORTED)
+    assert nvml_scene.read(SECOND).links == []
+
+
+def test_the_newer_counters_of_a_link_are_bytes(nvml_scene: Scene) -> None:
+    """Where a link has both, NVLink 5's tell; where it has one kind of recoveries, those do."""
+    nvml_scene.say("field.162.*", library.NOT_SUPPORTED)
+    nvml_scene.say("field.215.0", "6")
+    made = nvml_scene.read()
+    assert made.failures == {}
+    assert made.links[0].values.items() >= {"tx_bytes": 202_000, "rx_bytes": 204_000, "recovery_count": 6}.items()
+
+
+def test_rows_of_links_have_only_columns_of_links_and_whole_numbers_where_they_belong(nvml_scene: Scene) -> None:
+    """A fraction or a number beyond 64 bits in a link's counter is null and counted."""
+    kinds = {metric.name: metric.arrow for metric in LINK_METRICS}
+    assert {name for name in link_sources() if kinds[name] == "int64"} == nvlink.LINK_WHOLE
+    nvml_scene.say("field.163.0", "0.5")
+    nvml_scene.say("field.202.0", library.NOT_SUPPORTED)
+    nvml_scene.say("field.138.0", str(1 << 62))
+    made = nvml_scene.read()
+    assert made.links[0].values.keys().isdisjoint({"crc_error_count", "tx_bytes"})
+    assert reasons(made, "tx_bytes") == {FieldFailure.DRIVER_ERROR}
 
 
 def test_blackwell_counts_over_all_links(nvml_scene: Scene) -> None:

@@ -79,6 +79,8 @@ HEALTHY = {
     REMAP_FAILED: "0u",
     **{f"field.{field}.*": "0" for field in (161, 162, 163)},
     "field.164.*": "26562u",
+    **{f"field.{field}.*": str(1_000 * field) for field in (138, 139, 202, 204)},
+    **{f"field.{field}.*": "0" for field in (208, 211, 212, 215, 221)},
     "field.165.*": "1u",
     **{f"field.{field}": "0u" for field in range(169, 184)},
     C2C_LINKS: "1u",
@@ -157,8 +159,8 @@ class FakeDriver:
 
     def lose(self, gpu: int) -> None:
         """The GPU falls off the bus."""
-        for key in ("handle", "fields", *HEALTHY):
-            self.say(key, GPU_IS_LOST, gpu)
+        self.lines += [f"{gpu} {key} {GPU_IS_LOST}" for key in ("handle", "fields", *HEALTHY)]
+        self._write()
 
     def heal(self) -> None:
         """Everything is as in the beginning."""
