@@ -6,7 +6,7 @@ are converted here, once: milliwatts to watts, millijoules to joules, bytes to M
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import pynvml
@@ -43,6 +43,12 @@ _REASONS = {
     pynvml.NVML_ERROR_GPU_IS_LOST: FieldFailure.GPU_LOST,
     pynvml.NVML_ERROR_GPU_NOT_FOUND: FieldFailure.GPU_LOST,
 }
+_PROCESSES = (
+    (pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
+    (pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v2),
+    (pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
+)
+"""Three kinds of use, each with the name of drivers before 510."""
 
 
 class DriverFault(Exception):
@@ -127,15 +133,16 @@ class Device:
         return str(_call(pynvml.nvmlDeviceGetPciInfo, self.handle).busId)
 
     def process_ids(self) -> list[int]:
-        """The processes that have it open for computing or for graphics, each once, in order."""
+        """The processes that have it open: for computing, by way of MPS, or for graphics; each once, in order."""
         found: set[int] = set()
         faults: list[DriverFault] = []
-        for read in (pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3):
+        for new, old in _PROCESSES:
             try:
-                found.update(int(process.pid) for process in _call(read, self.handle))
+                listed = _newer(partial(new, self.handle), partial(old, self.handle))
+                found.update(int(process.pid) for process in listed)
             except DriverFault as fault:
                 faults.append(fault)
-        if len(faults) == 2:
+        if len(faults) == len(_PROCESSES):
             raise faults[0]
         return sorted(found)
 

@@ -5,6 +5,7 @@ import pytest
 from collectors.cost_class import CostClass
 from collectors.errors import FieldFailure
 from collectors.nvml import nvlink
+from collectors.nvml.driver import DriverFault
 from collectors.nvml.plan import COSTS, NAMES, SIGNALS, link_sources, metrics_of, sources
 from collectors.nvml.refusals import ASK_AGAIN_SECONDS, REFUSED_TIMES
 from collectors.nvml.sampling import REPEAT_SECONDS_MAX
@@ -390,14 +391,27 @@ def test_the_number_of_links_is_believed_up_to_a_bound(nvml_scene: Scene, said: 
     assert made.values["power_watts"] == 691.5
 
 
-def test_processes_are_those_that_compute_and_those_that_draw(nvml_scene: Scene) -> None:
-    """Each once, whichever way it uses the GPU; one list that is refused leaves the other."""
+def test_processes_are_those_that_compute_share_or_draw(nvml_scene: Scene) -> None:
+    """Each once, whichever way it uses the GPU; a list that is refused leaves the others."""
     assert nvml_scene.device.process_ids() == []
     nvml_scene.say("compute_processes", "4242 17")
+    nvml_scene.say("mps_processes", "4243")
     nvml_scene.say("graphics_processes", "17 99")
-    assert nvml_scene.device.process_ids() == [17, 99, 4242]
+    assert nvml_scene.device.process_ids() == [17, 99, 4242, 4243]
     nvml_scene.say("graphics_processes", library.NO_PERMISSION)
-    assert nvml_scene.device.process_ids() == [17, 4242]
+    assert nvml_scene.device.process_ids() == [17, 4242, 4243]
+    nvml_scene.say("compute_processes", "!13")
+    nvml_scene.say("compute_processes_v2", "18")
+    assert nvml_scene.device.process_ids() == [18, 4243]
+
+
+def test_processes_that_nobody_may_see_are_a_fault(nvml_scene: Scene) -> None:
+    """An empty list would say that the GPU is idle."""
+    for kind in ("compute", "mps", "graphics"):
+        nvml_scene.say(f"{kind}_processes", library.NO_PERMISSION)
+    with pytest.raises(DriverFault) as refused:
+        nvml_scene.device.process_ids()
+    assert refused.value.reason is FieldFailure.NOT_PERMITTED
 
 
 def test_a_gpu_says_where_it_is(nvml_scene: Scene) -> None:

@@ -253,6 +253,15 @@ Return nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned int *room,
     return processes(device, "compute_processes", room, out);
 }
 
+/* Drivers before 510 have only this name: "compute_processes !13" leaves it to "compute_processes_v2". */
+Return nvmlDeviceGetComputeRunningProcesses_v2(void *device, unsigned int *room, Process *out) {
+    return processes(device, "compute_processes_v2", room, out);
+}
+
+Return nvmlDeviceGetMPSComputeRunningProcesses_v3(void *device, unsigned int *room, Process *out) {
+    return processes(device, "mps_processes", room, out);
+}
+
 Return nvmlDeviceGetGraphicsRunningProcesses_v3(void *device, unsigned int *room, Process *out) {
     return processes(device, "graphics_processes", room, out);
 }
