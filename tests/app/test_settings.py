@@ -26,16 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {key.place: key.schema for key in keys()}
 THIS_CALL_ONLY = {"--config", "--json", "--help", "--once", "--since", "--minutes"}
 """Options that say what this one call does, and configure nothing."""
-OTHER_SUBJECTS = {
-    "demo",
-    "replay",
-    "bench collect",
-    "bench copies",
-    "bench fanout",
-    "bench page",
-    "bench pipeline",
-    "bench spool",
-}
+OTHER_SUBJECTS = {"demo", "replay", "bench copies", "bench fanout", "bench page", "bench pipeline", "bench spool"}
 """Commands that read no configuration: what they do is all in their options."""
 
 
