@@ -197,7 +197,7 @@ async def _store(settings: Settings, _clock: Clock) -> Checked:
 
 
 async def _driver(settings: Settings, clock: Clock) -> Checked:
-    if not driver_here() and "nvml" not in settings.collect.source:
+    if not driver_here() and settings.collect.source != "nvml":
         return Checked("driver", Verdict.NOTE, "no NVIDIA driver is loaded on this machine; GPUs can only be simulated")
     try:
         async with build_source("nvml", SourceOptions(settings.node), clock) as source:

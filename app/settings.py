@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from telemetry_bus.bus import SEPARATOR, Slice
 from telemetry_bus.kafka_options import KafkaOptions
-from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.runtime.secret import Secret
 
 
@@ -82,61 +81,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-SourceName = Literal["auto", "nvml", "dcgm_exporter", "simulated", "kernel_log", "network", "gpu_users"]
-"""The sources of a node, by their registered names, and the choice of those that fit."""
-
-
-def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Names of the closed set."""
-    if unknown := [name for name in names if name not in GPU_METRIC_NAMES]:
-        raise ValueError(f"expected names of GPU metrics (docs/metrics.md), found {', '.join(map(repr, unknown))}")
-    return names
-
-
-def _an_exporter(url: SecretStr) -> SecretStr:
-    """Where dcgm-exporter answers; a secret, for it may carry a password."""
-    if not url.get_secret_value().startswith(("http://", "https://")):
-        raise ValueError("expected a URL such as http://127.0.0.1:9400/metrics")
-    return url
-
-
-ExporterUrl = Annotated[SecretStr, AfterValidator(_an_exporter)]
-
-
 class CollectSettings(Strict):
     """What a node's collector reads and where training jobs deliver."""
 
     hz: Number = Field(default=1.0, gt=0, le=10, description="Samples a second of each GPU.")
-    fast: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_metrics)] = Field(
-        default=(),
-        max_length=16,
-        description="Metrics of GPUs that alone are read anew more often than once a second, where `hz` is above 1. "
-        "None: all that are read each second.",
-    )
-    source: Annotated[tuple[SourceName, ...], BeforeValidator(_words)] = Field(
-        default=("auto",),
-        max_length=8,
-        description="What is read, one or several. `auto`: `nvml` if there is a driver, `dcgm_exporter` and "
-        "`simulated` if they are asked for, and beside real GPUs the node's `kernel_log`, `network` and `gpu_users`.",
-    )
-    dcgm_exporter: Annotated[tuple[ExporterUrl, ...], BeforeValidator(_words)] = Field(
-        default=(),
-        max_length=64,
-        description="URLs of dcgm-exporters to read, each its `/metrics`.",
-    )
-    dcgm_seconds: Number = Field(default=10.0, ge=1, le=300, description="Seconds between two readings of them.")
-    profile: bool = Field(
-        default=True,
-        description="Read profiling metrics (GPM) where the GPU has them. `nantucket profiling pause` stops that for a "
-        "while.",
-    )
-    kernel_log: Path = Field(default=Path("/dev/kmsg"), description="Where the kernel's lines are read.")
-    sysfs: Path = Field(default=Path("/sys"), description="Where the kernel shows network cards; of the host.")
-    procfs: Path = Field(default=Path("/proc"), description="Where the kernel shows processes; of the host.")
-    pod_resources: Path = Field(
-        default=Path("/var/lib/kubelet/pod-resources/kubelet.sock"),
-        description="Socket on which the kubelet says which pod has which GPU.",
-    )
+    source: Literal["auto", "nvml", "simulated"] = Field(default="auto", description="Where GPU rows come from.")
     simulate: Whole = Field(default=0, ge=0, le=400_000, description="Simulated GPUs, always marked as simulated.")
     seed: Whole = Field(default=0, ge=0, description="Seed of the simulated fleet.")
     socket: Path | None = Field(
@@ -347,16 +296,7 @@ PREFIX = "NANTUCKET_"
 SLICES_MAX = 1_024
 """More slices than partitions read nothing."""
 SECRET_BYTES = 32
-SECRET_KEYS = frozenset(
-    {
-        "serve.token",
-        "alert.heartbeat_url",
-        "collect.dcgm_exporter",
-        "gateway.token",
-        "link.token",
-        "kafka.password",
-    }
-)
+SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url", "gateway.token", "link.token", "kafka.password"})
 """Keys whose value a message never shows; all below ``receivers`` besides."""
 FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
 """Variables with our prefix that are not keys: the SDK's, and the path of the file itself."""
@@ -493,8 +433,7 @@ def _shown(key: str, value: Any) -> str:
     """``value`` as a message may show it: whatever is or may hold a secret is not shown."""
     if isinstance(value, Mapping):
         return "a table"
-    place = key.rstrip("0123456789").rstrip(".")  # of a list, as its items
-    return "***" if key.startswith("receivers.") or place in SECRET_KEYS else repr(value)
+    return "***" if key.startswith("receivers.") or key in SECRET_KEYS else repr(value)
 
 
 def _meaning(place: tuple[int | str, ...]) -> str:

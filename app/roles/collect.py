@@ -56,29 +56,15 @@ def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListene
 
 
 def sources_of(settings: Settings, clock: Clock) -> list[Source]:
-    """What this node reads, not yet open: what is named, and for ``auto`` what there is to read."""
-    options = source_options(settings)
-    return [build_source(name, options, clock) for name in source_names(settings)]
-
-
-def source_names(settings: Settings) -> list[str]:
-    """The names of the sources that the settings choose on this machine, each once."""
-    names: list[str] = []
-    for name in settings.collect.source:
-        names += _automatic(settings) if name == "auto" else [name]
-    return list(dict.fromkeys(names))
-
-
-def _automatic(settings: Settings) -> list[str]:
-    real = ["nvml"] if driver_here() else []
-    asked = ["simulated"] if settings.collect.simulate else []
-    return real + asked
-
-
-def source_options(settings: Settings) -> SourceOptions:
-    """What the settings say to sources."""
-    chosen = settings.collect
-    return SourceOptions(settings.node, simulated_gpus=chosen.simulate or 8, seed=chosen.seed)
+    """The sources of GPU rows: the one that is named, else this machine's GPUs, and simulated ones if asked for."""
+    chosen, simulated = settings.collect.source, settings.collect.simulate
+    options = SourceOptions(settings.node, simulated_gpus=simulated or 8, seed=settings.collect.seed)
+    if chosen == "auto":
+        names = ["nvml"] if driver_here() else []
+        names += ["simulated"] if simulated else []
+    else:
+        names = [chosen]
+    return [build_source(name, options, clock) for name in names]
 
 
 def driver_here() -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import stat
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from scripts.configuration_page import configuration_page, keys
 SECRET = "whsec_c2VjcmV0LW9mLWEtdGVzdA=="
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {key.place: key.schema for key in keys()}
-THIS_CALL_ONLY = {"--config", "--json", "--help", "--once", "--since", "--minutes"}
+THIS_CALL_ONLY = {"--config", "--json", "--help", "--once", "--since"}
 """Options that say what this one call does, and configure nothing."""
 OTHER_SUBJECTS = {"demo", "replay", "bench copies", "bench fanout", "bench page", "bench pipeline", "bench spool"}
 """Commands that read no configuration: what they do is all in their options."""
@@ -88,7 +87,7 @@ WRONG = {
     "endless cost": ("usd_per_gpu_hour = inf", "usd_per_gpu_hour: found inf; input should be a finite number"),
     "no choice": (
         "[collect]\nsource = 'x'",
-        "collect.source.0: found 'x'; input should be 'auto', 'nvml', 'dcgm_exporter', 'simulated'",
+        "collect.source: found 'x'; input should be 'auto', 'nvml' or 'simulated'",
     ),
     "value for a section": ("serve = 1", "serve: found a value; this is a section, allowed in it: host, port"),
     "section for a value": ("[bus]\nx = 1", "bus: found a table; input should be a valid string"),
@@ -250,8 +249,6 @@ def configured_options() -> dict[str, tuple[list[str], str | None]]:
 
 
 OPTIONS = configured_options()
-VALUES = {"collect.source": "simulated", "collect.dcgm_exporter": "http://127.0.0.1:9/metrics", "detect.slice": "3/7"}
-"""A right value where it is no number."""
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -262,14 +259,14 @@ def test_every_option_is_a_key_and_a_variable(tmp_path: Path, option: str) -> No
     wrong = "[[x]]" if "." not in key else f"[{key.split('.', maxsplit=1)[0]}]\n{key.split('.')[1]} = ['wrong']"
     text = "usd_per_gpu_hour = 'never'\n" + (wrong if "." in key else f"{key} = ['wrong']\n")
     config = str(written(tmp_path, text))
-    value = VALUES.get(key, "7")
+    value = {"collect.source": "simulated", "detect.slice": "3/7"}.get(key, "7")
     arguments = [*words, *(["x"] if words in (["job", "token"], ["alerts", "test"]) else []), "--config", config]
     runner = CliRunner()
     plain = runner.invoke(app, arguments).exception
     by_option = runner.invoke(app, [*arguments, option.rsplit(maxsplit=1)[-1], value]).exception
     assert name is not None
     by_variable = runner.invoke(app, arguments, env={name: value}).exception
-    assert re.search(rf"\n  {re.escape(key)}(\.0)?: found", str(plain))
+    assert f"\n  {key}: found" in str(plain)
     for healed in (by_option, by_variable):
         assert "usd_per_gpu_hour: found" in str(healed)
         assert key not in str(healed).replace("usd_per_gpu_hour", "").replace(config, "")
