@@ -31,7 +31,7 @@ DOORS: dict[str, str | tuple[str, ...]] = {
     "google": "telemetry_bus/gateway/",
     "matplotlib": "app/replay/",
     "opentelemetry": "telemetry_bus/gateway/otlp.py",
-    "pynvml": ("collectors/nvml/driver", "app/bench/exporter_like.py"),
+    "pynvml": "collectors/nvml/driver",
     "sqlalchemy": "alerting/store",
     "typer": "app/",
     "uvicorn": "telemetry_bus/runtime/http_server.py",
