@@ -2,7 +2,8 @@
 
 It is killed when a call hangs, so it holds nothing that matters. It imports neither pyarrow nor numpy. On its standard
 output it writes one JSON line when it has started (or why it has not), and then one for each line on its standard
-input, which is the request's number. It ends with its standard input, and dies with its parent.
+input, which is the request's number and its time in UTC seconds. It ends with its standard input, and dies with its
+parent.
 """
 
 import ctypes
@@ -10,10 +11,12 @@ import json
 import os
 import signal
 import sys
+import time
 from typing import Any
 
+from collectors.cost_class import CostClass, Schedule
 from collectors.nvml.driver import Device, Driver, DriverFault
-from collectors.nvml.sampling import Sample, lost_sample, sample
+from collectors.nvml.sampling import GpuReader, Sample, lost_sample
 
 _PR_SET_PDEATHSIG = 1
 EXIT_NO_DRIVER = 3
@@ -25,19 +28,28 @@ class Gpu:
     def __init__(self, driver: Driver, index: int) -> None:
         self._driver, self.index = driver, index
         self._device: Device | None = None
+        self._reader: GpuReader | None = None
         self.uuid: str | None = None
         self.name: str | None = None
         self.unknown: str | None = None
         self._find()
 
-    def read(self) -> dict[str, Any]:
-        """Everything of it, as it goes over the pipe."""
+    def read(self, due: frozenset[CostClass]) -> dict[str, Any]:
+        """What is due of it, as it goes over the pipe."""
         device = self._find()
-        made = lost_sample() if device is None else sample(device)
+        if device is not None and self._reader is None:
+            self._reader = GpuReader(device)
+        made = lost_sample() if self._reader is None else self._reader.read(time.monotonic(), due)[0]
         if made.lost:
             # A handle from before a reset does not come back to life.
             self._device = None
+            self._close()
         return {"gpu": self.index, "uuid": self.uuid, "lost": made.lost} | _plain(made)
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def _find(self) -> Device | None:
         """Its handle, ``None`` if it has none now. What could not be learned of it is asked again the next time."""
@@ -65,8 +77,11 @@ def main() -> int:
         return EXIT_NO_DRIVER
     known = [{"gpu": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "unknown": gpu.unknown} for gpu in gpus]
     _write({"ready": True, "driver_version": version, "gpus": known})
+    schedule = Schedule()
     for line in sys.stdin:
-        _write({"request": int(line), "gpus": [gpu.read() for gpu in gpus]})
+        request, now = line.split()
+        due = schedule.due(float(now))
+        _write({"request": int(request), "gpus": [gpu.read(due) for gpu in gpus]})
     driver.close()
     return 0
 

@@ -55,12 +55,12 @@ class Child:
         """Whether the process is gone."""
         return self._process.returncode is not None
 
-    async def ask(self, deadline_seconds: float) -> dict[str, Any]:
-        """One reading of all GPUs. Raises :class:`ChildGone`."""
+    async def ask(self, now: float, deadline_seconds: float) -> dict[str, Any]:
+        """One reading of all GPUs, for what is due at ``now`` (UTC seconds). Raises :class:`ChildGone`."""
         self._request += 1
         try:
             assert self._process.stdin is not None
-            self._process.stdin.write(f"{self._request}\n".encode())
+            self._process.stdin.write(f"{self._request} {now!r}\n".encode())
             await self._process.stdin.drain()
         except (BrokenPipeError, ConnectionResetError) as error:
             raise ChildGone(f"the reader of the driver has died: {error}", hung=False) from error

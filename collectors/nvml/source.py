@@ -102,7 +102,7 @@ class NvmlSource:
             if self._child is None:
                 await self._restart()
             assert self._child is not None
-            answer = await self._child.ask(self.config.read_deadline_seconds)
+            answer = await self._child.ask(now, self.config.read_deadline_seconds)
             reading = self._reading(answer["gpus"])
         except (ChildGone, DriverNotFound, DriverRefused) as error:
             await self._give_up(error)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from collectors.errors import DriverNotFound, DriverRefused, FieldFailure
+from collectors.nvml.gpm import PERIOD_SECONDS_MIN
 from collectors.nvml.sampling import NAMES
 from collectors.nvml.source import NvmlGpus, NvmlSource
 from collectors.source import GpuRows, SourceReading
@@ -130,6 +131,19 @@ async def test_a_refused_field_is_null_and_counted_and_takes_no_other_with_it(
         assert second is None
     assert reading.failures == {(name, reason): 1 for name in names}
     assert values(reading.gpus, "power_watts") == [691.5, 691.5]
+
+
+async def test_slow_metrics_are_read_every_ten_seconds_and_profiling_from_the_second_reading_on(opened: Open) -> None:
+    """Null in between: not read. A ratio of profiling is the difference of two readings."""
+    async with opened() as (source, _):
+        first = (await source.read(NOW)).gpus
+        await asyncio.sleep(PERIOD_SECONDS_MIN)  # GPM gives nothing for less
+        second = (await source.read(NOW + 1)).gpus
+        later = (await source.read(NOW + 10)).gpus
+    assert [values(rows, "ecc_corrected_volatile_count")[0] for rows in (first, second, later)] == [0, None, 0]
+    assert [values(rows, "power_watts")[0] for rows in (first, second, later)] == [691.5] * 3
+    assert values(first, "sm_active_ratio") == [None, None]
+    assert all(ratio is not None and 0.0 <= ratio <= 1.0 for ratio in values(second, "sm_active_ratio"))
 
 
 async def test_zero_absent_and_nan_are_three_answers(opened: Open, fake_driver: FakeDriver) -> None:
