@@ -34,17 +34,21 @@ class Gpu:
         self.unknown: str | None = None
         self._find()
 
-    def read(self, due: frozenset[CostClass]) -> dict[str, Any]:
-        """What is due of it, as it goes over the pipe."""
+    def read(self, due: frozenset[CostClass]) -> list[dict[str, Any]]:
+        """What is due of it and of its MIG instances, as it goes over the pipe."""
         device = self._find()
         if device is not None and self._reader is None:
             self._reader = GpuReader(device)
-        made = lost_sample() if self._reader is None else self._reader.read(time.monotonic(), due)[0]
-        if made.lost:
+        parts = [lost_sample()] if self._reader is None else self._reader.read(time.monotonic(), due)
+        lost = parts[0].lost
+        if lost:
             # A handle from before a reset does not come back to life.
             self._device = None
             self._close()
-        return {"gpu": self.index, "uuid": self.uuid, "lost": made.lost} | _plain(made)
+        return [
+            {"gpu": self.index, "instance": part.instance, "uuid": part.uuid or self.uuid, "lost": lost} | _plain(part)
+            for part in parts
+        ]
 
     def _close(self) -> None:
         if self._reader is not None:
@@ -81,7 +85,7 @@ def main() -> int:
     for line in sys.stdin:
         request, now = line.split()
         due = schedule.due(float(now))
-        _write({"request": int(request), "gpus": [gpu.read(due) for gpu in gpus]})
+        _write({"request": int(request), "gpus": [part for gpu in gpus for part in gpu.read(due)]})
     driver.close()
     return 0
 

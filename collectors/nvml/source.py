@@ -169,7 +169,8 @@ class NvmlSource:
     def _reading(self, gpus: Sequence[Mapping[str, Any]]) -> tuple[GpuRows | None, Counter[tuple[str, FieldFailure]]]:
         failures = Counter((name, FieldFailure(why)) for gpu in gpus for name, why in gpu["failures"].items())
         for gpu in gpus:
-            self._notice_loss(gpu)
+            if gpu["instance"] is None:
+                self._notice_loss(gpu)
         return self._rows([gpu for gpu in gpus if not gpu["lost"]]), failures
 
     def _notice_loss(self, gpu: Mapping[str, Any]) -> None:
@@ -187,7 +188,9 @@ class NvmlSource:
         metrics = {name: Column.of(name, [gpu["values"].get(name) for gpu in gpus]) for name in METRICS}
         index = np.array([gpu["gpu"] for gpu in gpus], dtype=np.int32)
         uuid = pa.array([gpu["uuid"] for gpu in gpus], pa.string())
-        return GpuRows([(self.config.node, len(gpus))], index, uuid, False, metrics)
+        instances = [gpu["instance"] for gpu in gpus]
+        instance = pa.array(instances, pa.string()) if any(instances) else None
+        return GpuRows([(self.config.node, len(gpus))], index, uuid, False, metrics, instance)
 
     def _tell(self, message: str, detail: Mapping[str, Any], gpu: int | None = None) -> None:
         uuid = None if gpu is None else self._uuids.get(gpu)

@@ -146,6 +146,18 @@ async def test_slow_metrics_are_read_every_ten_seconds_and_profiling_from_the_se
     assert all(ratio is not None and 0.0 <= ratio <= 1.0 for ratio in values(second, "sm_active_ratio"))
 
 
+async def test_mig_instances_are_rows_of_their_own_behind_their_gpu(opened: Open, fake_driver: FakeDriver) -> None:
+    """The card keeps its row; each instance has its own uuid and name."""
+    fake_driver.divide(0, 2, 3)
+    async with opened() as (source, _):
+        rows = (await source.read(NOW)).gpus
+    assert rows is not None
+    assert rows.instance is not None
+    assert rows.gpu.tolist() == [0, 0, 0, 1]
+    assert rows.instance.to_pylist() == [None, "9/0", "10/0", None]
+    assert len(set(rows.uuid.to_pylist())) == 4
+
+
 async def test_zero_absent_and_nan_are_three_answers(opened: Open, fake_driver: FakeDriver) -> None:
     """0 is a value, unsupported is null, and a NaN of the driver stays a NaN."""
     fake_driver.say(library.MEMORY_TEMPERATURE, "0u", gpu=0)
