@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from collectors.credentials import JobCredentials
 from collectors.errors import Refused, WireRefusal
+from collectors.profiling import ProfilingSwitch
 from collectors.training_clock import SenderClock
 from collectors.training_lanes import Counters, Lane, Message, Publish, warm_up
 from collectors.training_memory import (
@@ -86,7 +87,8 @@ class TrainingListener:
 
     ``unix_path``: a socket for this node's jobs (a token is optional there, and must be right if it is sent and there
     are ``credentials``). ``tcp``: (address, port) of a loopback interface, port 0 for any; it takes only jobs with
-    their token. ``require_token`` asks for one on the Unix socket too.
+    their token. ``require_token`` asks for one on the Unix socket too. ``profiling`` is the switch that can be asked on
+    the socket.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class TrainingListener:
         credentials: JobCredentials | None = None,
         require_token: bool = False,
         limits: Limits = DEFAULT_LIMITS,
+        profiling: ProfilingSwitch | None = None,
     ) -> None:
         check_place(unix_path, tcp, credentials, require_token)
         self.node = node
@@ -112,6 +115,7 @@ class TrainingListener:
         self.counters = Counters()
         self.clock = clock
         self.limits = limits
+        self.profiling = profiling
         self._unix_mode = unix_mode
         self._tcp = tcp
         self._credentials = credentials
@@ -246,6 +250,8 @@ class _Connection:
         except WireRefusal as refusal:
             await self._refuse_http(refusal)
             return None
+        if handshake is None:
+            return None
         self._writer.write(
             f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n".encode()
         )
@@ -261,7 +267,8 @@ class _Connection:
             await self._refuse_connection(refusal)
         return None
 
-    async def _shake_hands(self) -> Handshake:
+    async def _shake_hands(self) -> Handshake | None:
+        """The handshake of an SDK; ``None`` where somebody asked for something else and has his answer."""
         try:
             head = await self._reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError as error:
@@ -272,9 +279,17 @@ class _Connection:
             raise WireRefusal(
                 Refused.TOO_MANY_CONNECTIONS, f"{self._limits.connections} connections are open, which is the most"
             )
+        if (answer := self._profiling_answer(head)) is not None:
+            self._writer.write(answer)
+            await self._writer.drain()
+            return None
         handshake = parse_handshake(head[:-4])
         self._listener.authorize(handshake, self._tcp)
         return handshake
+
+    def _profiling_answer(self, head: bytes) -> bytes | None:
+        switch = None if self._tcp else self._listener.profiling
+        return None if switch is None else switch.answer(head, self._listener.clock.now())
 
     async def _read_rows(self, hello: Hello) -> None:
         clock = self._listener.clock
