@@ -159,6 +159,11 @@ def collector_metrics(agent: NodeAgent) -> Iterable[Metric]:
     yield _counter("collector_rows_dropped", "Rows dropped by the queue's bound.", counters.rows_dropped)
     yield _counter("collector_publish_retries", "Publishes that were tried again.", counters.publish_retries)
     yield _gauge("collector_queue_frames", "Frames that wait for the bus.", agent.queue_depth)
+    yield _gauge(
+        "collector_source_unavailable",
+        "1 for a source that is to be read if it is there, and is not.",
+        ("source", dict.fromkeys(agent.unavailable, 1.0)),
+    )
     failures = CounterMetricFamily(
         "nantucket_collector_field_failures", "Fields that could not be read.", labels=["metric", "reason"]
     )

@@ -14,10 +14,10 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from collectors.errors import FieldFailure
+from collectors.errors import FieldFailure, SourceUnavailable
 from collectors.frame_queue import Dropped, FrameQueue
 from collectors.framing import Framer
-from collectors.source import LINKS, METRICS, EventRow, Source, SourceReading
+from collectors.source import EventRow, Source, SourceReading
 from telemetry_bus import Frame, FrameError, Topic
 from telemetry_bus.publisher import until_durable
 from telemetry_bus.runtime.clock import Clock
@@ -35,12 +35,14 @@ A simulated fleet's, which take longer, are made in a thread."""
 URGENT_SECONDS_MIN = 0.05
 """However urgent it is, a source is read at most twenty times a second: a kernel that logs a thousand lines a second is
 read in batches."""
+OPEN_AGAIN_SECONDS = 60.0
+"""How often a source that is not there is tried again: a driver that comes up late is read within a minute."""
 FLUSH_SECONDS = 4.0
 """How long a closing agent tries to send what waits. A bus that has just gone away is given up for the spool in 3 s."""
 
 
 def _zero_failures() -> "Counter[tuple[str, FieldFailure]]":
-    return Counter({(name, reason): 0 for name in (*METRICS, *LINKS, "*") for reason in FieldFailure})
+    return Counter({("*", reason): 0 for reason in FieldFailure})
 
 
 @dataclass(slots=True)
@@ -58,14 +60,16 @@ class AgentCounters:
     """Frames that no reader would take (too large): a fault of ours, seen and not sent."""
     publish_retries: int = 0
     field_failures: "Counter[tuple[str, FieldFailure]]" = field(default_factory=_zero_failures)
-    """By (metric, reason), from zero; the metric ``*`` stands for a whole reading."""
+    """By (metric, reason); the metric ``*`` stands for a whole reading and starts at zero. That of a metric comes with
+    its first failure: all of them would be a thousand series a node."""
 
 
 class NodeAgent:
     """The loop of ``node``. Use it as ``async with NodeAgent(...)``, or ``await NodeAgent(...).run()``.
 
-    ``hz`` is readings a second of each source. Opening raises what a source's opening raises. ``sleep`` is
-    ``asyncio.sleep`` unless time is virtual.
+    ``hz`` is readings a second of each source. Opening raises what the opening of one of ``sources`` raises; one of
+    ``optional`` that cannot be opened is named in :attr:`unavailable` and tried again. ``sleep`` is ``asyncio.sleep``
+    unless time is virtual.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class NodeAgent:
         clock: Clock,
         *,
         node: str,
+        optional: Sequence[Source] = (),
         region: str | None = None,
         hz: float = 1.0,
         queue: FrameQueue | None = None,
@@ -84,7 +89,10 @@ class NodeAgent:
             raise ValueError(f"hz = {hz}: expected more than 0 and at most {HZ_MAX:g} readings a second")
         self.node = node
         self.counters = AgentCounters()
-        self._sources, self._publish, self._clock, self._sleep = tuple(sources), publish, clock, sleep
+        self.unavailable: dict[str, str] = {}
+        """Of the optional sources those that cannot be read now, by name, with what to do."""
+        self._sources, self._optional = tuple(sources), tuple(optional)
+        self._publish, self._clock, self._sleep = publish, clock, sleep
         self._period = 1.0 / hz
         self._framer = Framer(region)
         self._queue = FrameQueue() if queue is None else queue
@@ -109,7 +117,11 @@ class NodeAgent:
                 await stack.enter_async_context(source)
             group = await stack.enter_async_context(asyncio.TaskGroup())
             self._tasks = [group.create_task(self._sample(source)) for source in self._sources]
+            tried = [asyncio.Event() for _ in self._optional]
+            self._tasks += [group.create_task(self._attend(*each)) for each in zip(self._optional, tried, strict=True)]
             self._sender = group.create_task(self._send())
+            for event in tried:
+                await event.wait()
             self._stack = stack.pop_all()
         return self
 
@@ -129,6 +141,19 @@ class NodeAgent:
         finally:
             self._sender.cancel()
             await self._stack.__aexit__(kind, error, trace)
+
+    async def _attend(self, source: Source, tried: asyncio.Event) -> None:
+        """Read a source whenever it is there."""
+        while True:
+            try:
+                async with source:
+                    self.unavailable.pop(source.name, None)
+                    tried.set()
+                    await self._sample(source)
+            except SourceUnavailable as error:
+                self.unavailable[source.name] = str(error)
+            tried.set()
+            await self._sleep(OPEN_AGAIN_SECONDS)
 
     async def _sample(self, source: Source) -> None:
         period = self._period if source.period_seconds is None else source.period_seconds

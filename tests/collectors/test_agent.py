@@ -2,11 +2,12 @@
 
 import asyncio
 import json
+from typing import Self
 
 import numpy as np
 import pytest
 
-from collectors.agent import NodeAgent
+from collectors.agent import OPEN_AGAIN_SECONDS, NodeAgent
 from collectors.errors import DriverNotFound, FieldFailure, UnknownSource
 from collectors.frame_queue import FrameQueue
 from collectors.framing import Framer
@@ -14,7 +15,7 @@ from collectors.nvml.source import NvmlGpus
 from collectors.once import collect_once
 from collectors.registry import SOURCES, SourceOptions, build_source
 from collectors.simulated import Fault, FaultKind, SimulatedFleet
-from collectors.source import LINKS, METRICS, Column, EventRow, Source, SourceReading
+from collectors.source import METRICS, Column, EventRow, Source, SourceReading
 from telemetry_bus import Frame, FrameError, FrameFault, Intake, Record, Topic, encode
 from telemetry_bus.json_text import dumps
 from telemetry_bus.runtime.clock import ManualClock
@@ -259,13 +260,40 @@ async def test_a_source_that_cannot_be_opened_is_told_and_those_before_it_are_cl
     assert not good.open
 
 
-async def test_field_failures_start_at_zero_and_are_counted_by_field_and_reason(fake_driver: FakeDriver) -> None:
-    """What cannot be read is visible as a number, for every field and reason from the start."""
+async def test_an_optional_source_that_is_not_there_is_named_tried_again_and_holds_nothing_up() -> None:
+    """A driver that comes up late is read then; until that the node sends the rest."""
+
+    class Late(CountingSource):
+        name = "late"
+        there = False
+
+        async def __aenter__(self) -> Self:
+            if not self.there:
+                raise DriverNotFound("nothing")
+            return await super().__aenter__()
+
+    time, bus, late = VirtualTime(), RecordingBus(), Late()
+    agent = NodeAgent([CountingSource()], bus.publish, time, node="node-1", optional=[late], sleep=time.sleep)
+    async with agent:
+        await time.pass_by(3.0)
+        assert powers(await bus.has(Topic.GPU, 4)) == [0.0, 1.0, 2.0, 3.0]
+        assert "Install the driver" in agent.unavailable["late"]
+        late.there = True
+        await time.pass_by(OPEN_AGAIN_SECONDS)
+        assert late.open
+        assert agent.unavailable == {}
+    assert not late.open
+
+
+async def test_failures_of_whole_readings_start_at_zero_and_those_of_fields_are_counted(
+    fake_driver: FakeDriver,
+) -> None:
+    """What cannot be read is visible as a number, by field and reason."""
     fake_driver.say(library.MEMORY_TEMPERATURE, library.NOT_SUPPORTED)
     time, bus = VirtualTime(), RecordingBus()
     agent = agent_of(NvmlGpus("node-1", environment=fake_driver.environment).build(time), bus, time)
     assert set(agent.counters.field_failures.values()) == {0}
-    assert {name for name, _ in agent.counters.field_failures} == {*METRICS, *LINKS, "*"}
+    assert set(agent.counters.field_failures) == {("*", reason) for reason in FieldFailure}
     async with agent:
         await time.pass_by(1.0)
     failures = agent.counters.field_failures
