@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.configuration_page import NOTE, configuration_page
+from scripts.metrics_page import metrics_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,7 +28,11 @@ def commands_page() -> str:
     return NOTE + done.stdout.strip() + "\n"
 
 
-GENERATED: dict[str, Callable[[], str]] = {"commands.md": commands_page, "configuration.md": configuration_page}
+GENERATED: dict[str, Callable[[], str]] = {
+    "commands.md": commands_page,
+    "configuration.md": configuration_page,
+    "metrics.md": metrics_page,
+}
 
 
 def main() -> int:

@@ -17,6 +17,32 @@ class MetricKind(StrEnum):
     BITMASK = "bitmask"
 
 
+UNITS = {
+    "gigabits_per_second": "Gbit/s",
+    "bytes_per_second": "B/s",
+    "_bit_error_ratio": "errors per bit",
+    "_ratio": "0 to 1",
+    "_percent": "%",
+    "_mib": "MiB",
+    "_bytes": "B",
+    "_celsius": "°C",
+    "_watts": "W",
+    "_joules": "J",
+    "_mhz": "MHz",
+    "_seconds": "s",
+    "_count": "count",
+    "_packets": "packets",
+    "_banks": "banks",
+    "_links": "links",
+    "_generation": "generation",
+    "_generation_max": "generation",
+    "_width": "lanes",
+    "_width_max": "lanes",
+}
+"""What the end of a metric's name says of its unit, the longest first. Any other metric is a code that its meaning
+explains."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One measured column of ``gpu/1`` or ``link/1``.
@@ -28,6 +54,15 @@ class Metric:
     kind: MetricKind
     arrow: str
     meaning: str
+
+    @property
+    def unit(self) -> str:
+        """The unit for people to read; it is what the name ends in."""
+        if self.kind is MetricKind.BITMASK:
+            return "bits"
+        if self.meaning.startswith("1 if"):
+            return "0 or 1"
+        return next((unit for ending, unit in UNITS.items() if self.name.endswith(ending)), "code")
 
 
 def _gauge(name: str, meaning: str) -> Metric:

@@ -7,11 +7,9 @@ import pytest
 
 from collectors.errors import FieldFailure
 from collectors.frame_queue import QUEUE_BYTES_MAX, QUEUE_FRAMES_MAX
-from collectors.nvml.sampling import NAMES
 from collectors.nvml.source import BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS, READ_DEADLINE_SECONDS
 from collectors.registry import SOURCES
-from collectors.simulated import FaultKind, SimulatedFleet
-from telemetry_bus.metric_names import GPU_METRIC_NAMES
+from collectors.simulated import FaultKind
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "collectors.md").read_text()
 
@@ -29,23 +27,14 @@ def table(header: str) -> dict[str, list[str]]:
     ("header", "names"),
     [
         ("name", list(SOURCES)),
-        ("metric", list(GPU_METRIC_NAMES)),
         ("reason", [reason.value for reason in FieldFailure]),
         ("kind", [kind.value for kind in FaultKind]),
     ],
-    ids=["sources", "metrics", "reasons", "faults"],
+    ids=["sources", "reasons", "faults"],
 )
 def test_a_table_of_the_page_lists_exactly_what_there_is(header: str, names: list[str]) -> None:
     """A name that is added or taken away is so in the docs as well."""
     assert list(table(header)) == names
-
-
-def test_the_page_says_of_each_metric_whether_nvml_and_the_simulation_give_it() -> None:
-    """What the table calls yes or null is what the code does."""
-    simulated = SimulatedFleet(1).build().columns(0.0).keys()
-    for name, (nvml, simulation) in table("metric").items():
-        assert nvml.startswith("yes") == (name in NAMES), name
-        assert simulation.startswith("yes") == (name in simulated), name
 
 
 def test_the_limits_on_the_page_are_those_of_the_code() -> None:
