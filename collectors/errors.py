@@ -7,6 +7,7 @@
     │   ├── DriverNotFound      no NVML library on this machine
     │   └── DriverRefused       the library is there and does not start
     ├── SourceClosed            read before it was opened or after it was closed
+    ├── CallFailed              a gRPC server of this node gave no answer that can be used
     ├── SpoolTaken              another collector has this spool
     ├── UnknownSource           a source name that is not in the registry
     └── InvalidSimulation       a simulated fleet that cannot be
@@ -146,6 +147,17 @@ class SocketTaken(CollectorError):
 
 class UnsafeListener(CollectorError):
     """The listener was asked to stand where anybody could write a job's rows, or where it cannot stand."""
+
+
+class CallFailed(CollectorError):
+    """A gRPC server on a socket of this node gave no answer that can be used. Nothing has changed; it can be asked
+    again."""
+
+    retryable = True
+
+    def __init__(self, path: str, method: str, found: str) -> None:
+        super().__init__(f"asking {path} for {method}: expected an answer, found {found}")
+        self.path = path
 
 
 class SpoolTaken(CollectorError):

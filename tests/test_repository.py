@@ -29,6 +29,7 @@ DOORS: dict[str, str | tuple[str, ...]] = {
     "fastapi": ("dashboards/", "telemetry_bus/gateway/"),
     "faust": "detectors/agents.py",
     "google": "telemetry_bus/gateway/",
+    "h2": "collectors/gpu_users/grpc_call.py",
     "matplotlib": "app/replay/",
     "opentelemetry": "telemetry_bus/gateway/otlp.py",
     "pynvml": "collectors/nvml/driver",

@@ -7,7 +7,18 @@ is never repeated in its rows.
 """
 
 from collectors.gpu_users.merge import Holder, Process, TrainingPeer
+from collectors.gpu_users.source import GpuUsersSource, UsersOfGpus
 from collectors.gpu_users.table import GpuUsers, Place
 from collectors.gpu_users.user import GpuUser, Origin
 
-__all__ = ["GpuUser", "GpuUsers", "Holder", "Origin", "Place", "Process", "TrainingPeer"]
+__all__ = [
+    "GpuUser",
+    "GpuUsers",
+    "GpuUsersSource",
+    "Holder",
+    "Origin",
+    "Place",
+    "Process",
+    "TrainingPeer",
+    "UsersOfGpus",
+]
