@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from collectors.credentials import JobCredentials
 from collectors.errors import Refused, WireRefusal
+from collectors.gpu_users import GpuUsers, TrainingPeer
 from collectors.profiling import ProfilingSwitch
 from collectors.training_clock import SenderClock
 from collectors.training_lanes import Counters, Lane, Message, Publish, warm_up
@@ -28,7 +29,7 @@ from collectors.training_memory import (
     Arrivals,
     ByteBudget,
 )
-from collectors.training_sockets import UNIX_MODE, bind_tcp, bind_unix_owned, check_place
+from collectors.training_sockets import UNIX_MODE, bind_tcp, bind_unix_owned, check_place, peer_of
 from collectors.training_wire import (
     HEAD_BYTES_MAX,
     HELLO_BYTES_MAX,
@@ -88,7 +89,7 @@ class TrainingListener:
     ``unix_path``: a socket for this node's jobs (a token is optional there, and must be right if it is sent and there
     are ``credentials``). ``tcp``: (address, port) of a loopback interface, port 0 for any; it takes only jobs with
     their token. ``require_token`` asks for one on the Unix socket too. ``profiling`` is the switch that can be asked on
-    the socket.
+    the socket. ``users`` is told which job's process speaks from where, and when it has hung up.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class TrainingListener:
         require_token: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         profiling: ProfilingSwitch | None = None,
+        users: GpuUsers | None = None,
     ) -> None:
         check_place(unix_path, tcp, credentials, require_token)
         self.node = node
@@ -116,6 +118,7 @@ class TrainingListener:
         self.clock = clock
         self.limits = limits
         self.profiling = profiling
+        self.users = users
         self._unix_mode = unix_mode
         self._tcp = tcp
         self._credentials = credentials
@@ -221,12 +224,23 @@ class _Connection:
         try:
             hello = await self._greeted()
             if hello is not None:
+                self._tell_who(hello)
                 await self._read_rows(hello)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the other end is gone; what it sent completely is on its way, and the rest it sends again
         finally:
             self._counters.connections_now -= 1
+            if self._listener.users is not None:
+                self._listener.users.training_ended(self)
             await self._close()
+
+    def _tell_who(self, hello: Hello) -> None:
+        if self._listener.users is None:
+            return
+        pid, uid = (None, None) if self._tcp else peer_of(self._writer)
+        told = {name: hello.identity.get(name) for name in ("world_size", "role", "uuid")}
+        peer = TrainingPeer(hello.job, hello.attempt, hello.rank, **told, gpu=hello.gpu, pid=pid, uid=uid)
+        self._listener.users.saw_training(self, peer)
 
     async def _close(self) -> None:
         self._writer.close()

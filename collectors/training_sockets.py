@@ -5,6 +5,7 @@ import ipaddress
 import os
 import socket
 import stat
+import struct
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -20,6 +21,8 @@ UNIX_PATH_BYTES_MAX = 107
 UNIX_MODE = 0o660
 """Who may connect may write training rows: the collector's user and its group. A node whose jobs run under many users
 puts them in that group, or asks every job for its token."""
+_CREDENTIALS = struct.Struct("3i")
+"""Linux's ``struct ucred``: process, user, group."""
 
 
 def check_place(
@@ -63,6 +66,14 @@ def bind_tcp(host: str, port: int) -> socket.socket:
     bound = socket.create_server((host, port), family=family, backlog=BACKLOG)
     bound.setblocking(False)
     return bound
+
+
+def peer_of(writer: asyncio.StreamWriter) -> tuple[int | None, int | None]:
+    """The process at the other end of a Unix socket, and its user, as the kernel says; ``None`` for a process that this
+    one's namespace does not show."""
+    raw = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _group = _CREDENTIALS.unpack(raw)
+    return pid or None, uid
 
 
 def _bind_unix(path: Path, mode: int) -> socket.socket:

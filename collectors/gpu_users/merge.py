@@ -121,6 +121,7 @@ def _with_peer(user: GpuUser, peer: TrainingPeer) -> GpuUser:
         rank=peer.rank,
         world_size=user.world_size if peer.world_size is None else peer.world_size,
         role=peer.role,
+        uid=peer.uid if user.uid is None else user.uid,
     )
 
 
