@@ -14,6 +14,7 @@ NUMBER: Schema = {
 }
 TIME: Schema = {"type": "number", "description": "UTC seconds."}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+COUNT_OR_NULL: Schema = {"type": ["integer", "null"], "minimum": 0}
 TEXT: Schema = {"type": "string"}
 TEXT_OR_NULL: Schema = {"type": ["string", "null"]}
 FLAG_OR_NULL: Schema = {"type": ["boolean", "null"]}
@@ -30,7 +31,18 @@ def listed(items: Schema) -> Schema:
 
 
 PROBLEM = record({"type": TEXT, "title": TEXT, "status": {"type": "integer"}, "detail": TEXT})
-GPU = record({"node": TEXT, "gpu": COUNT, "simulated": {"type": "boolean"}, "last_seen": TIME, "uuid": TEXT_OR_NULL})
+GPU_USER = record(
+    {"instance": TEXT_OR_NULL, "origin": TEXT_OR_NULL, "job": TEXT_OR_NULL, "attempt": TEXT_OR_NULL}
+    | {"rank": COUNT_OR_NULL, "pid": COUNT_OR_NULL, "pod": TEXT_OR_NULL, "slurm_job_id": TEXT_OR_NULL}
+)
+USERS: Schema = {
+    "anyOf": [listed(GPU_USER), {"type": "null"}],
+    "description": "Of the GPU and its MIG instances; null where no collector has told.",
+}
+GPU = record(
+    {"node": TEXT, "gpu": COUNT, "simulated": {"type": "boolean"}, "last_seen": TIME, "uuid": TEXT_OR_NULL}
+    | {"users": USERS, "users_left_out": COUNT}
+)
 FLEET = record(
     {"time": TIME, "gpus": COUNT, "reporting": COUNT, "stale": COUNT, "simulated": COUNT, "nodes": COUNT}
     | {"metrics": listed({"type": "object"}), "rows": listed(GPU)}
@@ -41,7 +53,10 @@ JOB = record(
 )
 JOBS = record({"time": TIME, "count": COUNT, "jobs": listed(JOB)})
 CURVE = record({"step": listed({"type": "integer"}), "loss": listed(NUMBER), "grad_norm": listed(NUMBER)})
-JOB_DETAIL: Schema = {"allOf": [JOB, record({"shown_attempt": TEXT, "curve": CURVE})]}
+JOB_GPU = {"allOf": [GPU_USER, record({"node": TEXT, "gpu": COUNT_OR_NULL, "uuid": TEXT})]}
+JOB_DETAIL: Schema = {
+    "allOf": [JOB, record({"shown_attempt": TEXT, "curve": CURVE, "gpus": listed(JOB_GPU), "gpus_count": COUNT})]
+}
 INCIDENT = record(
     {"id": TEXT, "kind": TEXT, "severity": TEXT, "tier": {"enum": ["page", "ticket", "log"]}, "title": TEXT}
     | {"status": {"enum": ["firing", "resolved"]}},

@@ -9,6 +9,7 @@ from typing import Any
 
 from dashboards import losses, views
 from dashboards.fleet import FleetState
+from dashboards.gpu_users import GpuUsersState
 from dashboards.heat_channels import HeatChannels
 from dashboards.incidents import IncidentFeed
 from dashboards.jobs import JobsState
@@ -69,6 +70,7 @@ class Live:
         self.jobs = JobsState()
         self.heat = HeatChannels()
         self.spools = Spools()
+        self.gpu_users = GpuUsersState()
         self.buses = buses
         self.ages = Ages()
         """Of live rows, when the state shows them."""
@@ -148,6 +150,7 @@ class Live:
             case "event/1" if topic is not Topic.BACKLOG:
                 self.jobs.observe_events(frame)
                 self.spools.observe(frame)
+                self.gpu_users.observe(frame)
                 self._jobs_dirty = True
             case _:
                 pass
@@ -198,6 +201,7 @@ class Live:
             self.fleet.forget(now)
             self.jobs.forget(now)
             self.spools.forget(now)
+            self.gpu_users.forget(now)
             self.intake.ledger.expire(now)
 
     def _note_lag(self) -> None:
@@ -307,4 +311,6 @@ class Live:
         shown = job.newest if attempt is None else job.attempts.get(attempt)
         if shown is None:
             return None
-        return views.job_detail(job, shown, self._clock.now(), self.jobs.curve_clock)
+        gpus, count = self.gpu_users.of_job(name)
+        detail = views.job_detail(job, shown, self._clock.now(), self.jobs.curve_clock)
+        return detail | {"gpus": gpus, "gpus_count": count}

@@ -8,6 +8,7 @@ import numpy as np
 
 from dashboards.curves import Curve
 from dashboards.fleet import HEAT_METRICS, Array, FleetState
+from dashboards.gpu_users import GpuUsersState
 from dashboards.jobs import RATE_SECONDS, SILENT_SECONDS, Attempt, Job
 
 CUT_OFF_SECONDS = 15.0
@@ -35,7 +36,9 @@ def metric_choices(fleet: FleetState) -> list[dict[str, Any]]:
     return choices
 
 
-def fleet_rows(fleet: FleetState, now: float, node: str | None, limit: int) -> list[dict[str, Any]]:
+def fleet_rows(
+    fleet: FleetState, users: GpuUsersState, now: float, node: str | None, limit: int
+) -> list[dict[str, Any]]:
     """GPU by GPU, exact, for the API: up to ``limit`` of them, of one node or of all. Absent is ``None``."""
     order = fleet.order()
     if node is not None:
@@ -54,6 +57,7 @@ def fleet_rows(fleet: FleetState, now: float, node: str | None, limit: int) -> l
             metric.name: float(columns.values[at, slot]) if columns.valid[at, slot] else None
             for at, metric in enumerate(HEAT_METRICS)
         }
+        | users.of_node(fleet.nodes[columns.node[slot]]).of_gpu(int(columns.gpu[slot]), uuid)
         for slot, uuid in zip(order[:limit].tolist(), fleet.uuids(order[:limit]), strict=True)
     ]
 

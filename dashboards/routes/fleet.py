@@ -21,7 +21,7 @@ async def fleet(
     node: Annotated[str | None, Query(max_length=256, description="Only this node's GPUs.")] = None,
     limit: Annotated[int, Query(ge=1, le=ROWS_MAX, description="At most so many GPUs.")] = ROWS_MAX,
 ) -> Json:
-    """Count the fleet, and list its GPUs with their newest readings; absent is null."""
+    """Count the fleet, and list its GPUs with their newest readings and who uses them; absent is null."""
     state, now = given.live.fleet, given.clock.now()
     stale = int(state.stale(now).sum())
     return Json(
@@ -33,6 +33,6 @@ async def fleet(
             "simulated": int(state.columns.simulated[: state.count].sum()),
             "nodes": len(state.nodes),
             "metrics": views.metric_choices(state),
-            "rows": views.fleet_rows(state, now, node, limit),
+            "rows": views.fleet_rows(state, given.live.gpu_users, now, node, limit),
         }
     )

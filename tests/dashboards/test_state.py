@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashboards import curves, fleet, heat, heat_channels, jobs, views
+from dashboards.gpu_users import GpuUsersState
 from telemetry_bus.frames import Frame, FrameMaker
 
 NOW = 1_700_000_000.0
@@ -61,7 +62,7 @@ def test_a_reading_that_turns_absent_is_not_shown_as_the_old_one() -> None:
     state = fleet.FleetState()
     state.observe(gpus(1, 1, power_watts=[300.0]))
     state.observe(gpus(1, 1, time=NOW + 1, gpu_utilization_percent=[5.0]))
-    (row,) = views.fleet_rows(state, NOW, None, 10)
+    (row,) = views.fleet_rows(state, GpuUsersState(), NOW, None, 10)
     assert row["power_watts"] is None
     assert row["gpu_utilization_percent"] == 5.0
 
@@ -71,7 +72,7 @@ def test_an_older_row_does_not_replace_a_newer_one() -> None:
     state = fleet.FleetState()
     state.observe(gpus(1, 1, time=NOW, power_watts=[300.0]))
     state.observe(gpus(1, 1, time=NOW - 60, power_watts=[1.0]))
-    assert views.fleet_rows(state, NOW, None, 10)[0]["power_watts"] == 300.0
+    assert views.fleet_rows(state, GpuUsersState(), NOW, None, 10)[0]["power_watts"] == 300.0
 
 
 def test_nodes_are_sorted_as_people_count() -> None:
@@ -92,7 +93,7 @@ def test_a_silent_gpu_is_stale_and_then_forgotten_with_its_node() -> None:
     state.forget(now)
     assert (state.count, state.nodes) == (8, ["node-0"])
     state.observe(gpus(2, 8, time=now, power_watts=[3.0] * 16))
-    assert [row["power_watts"] for row in views.fleet_rows(state, now, None, 99)] == [3.0] * 16
+    assert [row["power_watts"] for row in views.fleet_rows(state, GpuUsersState(), now, None, 99)] == [3.0] * 16
 
 
 def test_a_large_fleet_is_shown_by_node_with_its_worst_and_its_mean() -> None:

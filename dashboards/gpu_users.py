@@ -1,0 +1,206 @@
+"""Who uses which GPU, as the nodes' collectors have told: joined to GPUs and jobs when somebody asks. Pure.
+
+Nothing of it is believed before it is checked: an event may come from anybody who may write to the bus.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from telemetry_bus.frames import Frame
+from telemetry_bus.json_text import dumps
+from telemetry_bus.schemas import EventKind
+
+NODES_MAX = 65_536
+"""37,500 nodes, and room; the longest silent is forgotten first."""
+PLACES_MAX = 256
+"""GPUs and MIG instances of a node; a collector tells no more."""
+USERS_BYTES_MAX = 8 * 1024
+"""Of one GPU: the 48 clients of MPS, some 150 bytes each. What is more is counted."""
+BYTES_MAX = 256 * 1024 * 1024
+"""Of all: 300,000 GPUs with one user each take some 120 MiB, of which 75 are their texts."""
+PLACE_BYTES = 200
+"""What a GPU takes beside its text: its key, its row, its place in two tables."""
+FORGET_SECONDS = 900.0
+"""As long as the fleet remembers a GPU. A collector tells its users again every 240 s."""
+USERS_SHOWN_MAX = 16
+"""Of one GPU in the list of the fleet: with 4,096 GPUs some 10 MB at the very worst."""
+JOB_GPUS_MAX = 1_024
+"""GPUs that a job's page lists, some 200 KB; the number of all is told."""
+TEXT_MAX = 256
+"""Characters of a text; a collector sends 128 bytes."""
+_TEXTS = (
+    *("origin", "job", "attempt", "role", "process", "pod", "namespace", "container"),
+    *("slurm_job_id", "slurm_job_name", "slurm_step_id", "run_id", "ray_job_id"),
+)
+_NUMBERS = ("rank", "local_rank", "world_size", "pid", "uid")
+_KEYS = (*_TEXTS, *_NUMBERS)
+INT64_END = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """``users`` is a JSON array of ``count``, checked: as objects those of 300,000 GPUs would take five times the
+    memory.
+    """
+
+    time: float
+    gpu: int | None
+    users: str
+    count: int
+    left_out: int
+
+    @property
+    def size(self) -> int:
+        return PLACE_BYTES + len(self.users)
+
+
+class GpuUsersState:
+    """The users of every GPU and MIG instance."""
+
+    def __init__(self, bytes_max: int = BYTES_MAX) -> None:
+        self.events_refused = 0
+        """Events that say nothing which could be shown."""
+        self.places_over_limit = 0
+        """GPUs and instances of a node beyond what is held of one."""
+        self.bytes = 0
+        self._bytes_max = bytes_max
+        self._nodes: OrderedDict[str, dict[tuple[str, str | None], _Held]] = OrderedDict()
+
+    def observe(self, frame: Frame) -> None:
+        """Take an ``event/1`` frame; only rows of users are looked at."""
+        kinds: Any = pc.equal(frame.batch.column("kind"), pa.scalar(EventKind.GPU_USERS.value))
+        at = np.flatnonzero(np.asarray(kinds))
+        if not len(at):
+            return
+        times = frame.times()[at]
+        rows = frame.batch.select(["node", "gpu", "uuid", "detail"]).take(at).to_pylist()
+        for row, time in zip(rows, times.tolist(), strict=True):
+            told = _read(row["detail"])
+            if row["node"] is None or row["uuid"] is None or len(row["uuid"]) > TEXT_MAX or told is None:
+                self.events_refused += 1
+                continue
+            instance, users, count, left_out = told
+            self._put(row["node"], (row["uuid"], instance), _Held(time, row["gpu"], users, count, left_out))
+
+    def of_node(self, node: str) -> "NodeUsers":
+        """The users of one node's GPUs."""
+        return NodeUsers(self._nodes.get(node, {}))
+
+    def of_job(self, job: str) -> tuple[list[dict[str, Any]], int]:
+        """The GPUs that a job uses, a row for each of its users there, and how many there are in all."""
+        wanted = f'"job":{json.dumps(job, ensure_ascii=False)}'
+        rows: list[dict[str, Any]] = []
+        count = 0
+        for node, (uuid, instance), held in self._all():
+            # A quote inside of a text is written \", so this is a key wherever it stands.
+            if wanted not in held.users:
+                continue
+            for user in json.loads(held.users):
+                if user.get("job") == job:
+                    count += 1
+                    if len(rows) < JOB_GPUS_MAX:
+                        rows.append({"node": node, "gpu": held.gpu, "uuid": uuid, "instance": instance, **_whole(user)})
+        return rows, count
+
+    def forget(self, now: float) -> None:
+        """Free what was told long ago, or in a future that is not this clock's."""
+        for node, places in list(self._nodes.items()):
+            for place, held in list(places.items()):
+                if abs(now - held.time) > FORGET_SECONDS:
+                    self.bytes -= places.pop(place).size
+            if not places:
+                del self._nodes[node]
+
+    def _all(self) -> Iterator[tuple[str, tuple[str, str | None], _Held]]:
+        for node, places in self._nodes.items():
+            for place, held in places.items():
+                yield node, place, held
+
+    def _put(self, node: str, place: tuple[str, str | None], held: _Held) -> None:
+        places = self._nodes.setdefault(node, {})
+        known = places.get(place)
+        if known is not None and known.time > held.time:
+            return
+        if known is None and len(places) >= PLACES_MAX:
+            self.places_over_limit += 1
+            return
+        self.bytes += held.size - (0 if known is None else known.size)
+        places[place] = held
+        self._nodes.move_to_end(node)
+        while len(self._nodes) > NODES_MAX or (self.bytes > self._bytes_max and len(self._nodes) > 1):
+            _, dropped = self._nodes.popitem(last=False)
+            self.bytes -= sum(gone.size for gone in dropped.values())
+
+
+class NodeUsers:
+    """The users of one node's GPUs, looked up by GPU."""
+
+    def __init__(self, places: Mapping[tuple[str, str | None], _Held]) -> None:
+        self._places = places
+
+    def of_gpu(self, gpu: int, uuid: str | None) -> dict[str, Any]:
+        """``users`` of a GPU and its instances (``None`` where nobody has told), and how many are not shown."""
+        users: list[dict[str, Any]] = []
+        left_out = 0
+        told = False
+        for (of, instance), held in self._places.items():
+            if of != uuid and (held.gpu is None or held.gpu != gpu):
+                continue
+            told = True
+            room = USERS_SHOWN_MAX - len(users)
+            if room and held.count:
+                users += [{"instance": instance, **_whole(user)} for user in json.loads(held.users)[:room]]
+            left_out += held.left_out + max(0, held.count - room)
+        return {"users": users if told else None, "users_left_out": left_out}
+
+
+def _whole(user: Mapping[str, Any]) -> dict[str, Any]:
+    """Every key, absent as ``None``."""
+    return {key: user.get(key) for key in _KEYS}
+
+
+def _read(detail: str | None) -> tuple[str | None, str, int, int] | None:
+    """The instance, the users as checked JSON, how many those are, and how many more there are; ``None`` for what says
+    nothing."""
+    try:
+        told = json.loads(detail or "")
+        instance, users, left_out = told.get("instance"), told["users"], told.get("left_out", 0)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    if not isinstance(users, list) or not (instance is None or _is_text(instance)):
+        return None
+    checked = [_checked(user) for user in users if isinstance(user, dict)]
+    kept, text = _fitting(checked)
+    more = left_out if type(left_out) is int and 0 <= left_out < INT64_END else 0
+    return instance, text, kept, more + len(users) - kept
+
+
+def _fitting(users: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
+    """How many of the first users fit into :data:`USERS_BYTES_MAX`, and those as JSON."""
+    texts: list[str] = []
+    room = USERS_BYTES_MAX
+    for user in users:
+        text = dumps(user)
+        room -= len(text.encode()) + 1
+        if room < 2:
+            break
+        texts.append(text)
+    return len(texts), f"[{','.join(texts)}]"
+
+
+def _checked(user: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a user's keys, in order; a value that is none of its kind is absent."""
+    texts = {key: user[key] for key in _TEXTS if _is_text(user.get(key))}
+    numbers = {key: user[key] for key in _NUMBERS if type(user.get(key)) is int and 0 <= user[key] < INT64_END}
+    return texts | numbers
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= TEXT_MAX and value.isprintable()
