@@ -1,7 +1,4 @@
-"""Who uses which GPU, as the nodes' collectors have told: joined to GPUs and jobs when somebody asks. Pure.
-
-Nothing of it is believed before it is checked: an event may come from anybody who may write to the bus.
-"""
+"""Who uses which GPU, as the nodes' collectors have told: joined to GPUs and jobs when somebody asks. Pure."""
 
 import json
 from collections import OrderedDict
@@ -9,13 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from telemetry_bus.frames import Frame
+from telemetry_bus.gpu_users import KEYS, users_told
 from telemetry_bus.json_text import dumps
-from telemetry_bus.schemas import EventKind
 
 NODES_MAX = 65_536
 """37,500 nodes, and room; the longest silent is forgotten first."""
@@ -33,15 +26,6 @@ USERS_SHOWN_MAX = 16
 """Of one GPU in the list of the fleet: with 4,096 GPUs some 10 MB at the very worst."""
 JOB_GPUS_MAX = 1_024
 """GPUs that a job's page lists, some 200 KB; the number of all is told."""
-TEXT_MAX = 256
-"""Characters of a text; a collector sends 128 bytes."""
-_TEXTS = (
-    *("origin", "job", "attempt", "role", "process", "pod", "namespace", "container"),
-    *("slurm_job_id", "slurm_job_name", "slurm_step_id", "run_id", "ray_job_id"),
-)
-_NUMBERS = ("rank", "local_rank", "world_size", "pid", "uid")
-_KEYS = (*_TEXTS, *_NUMBERS)
-INT64_END = 1 << 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +59,13 @@ class GpuUsersState:
 
     def observe(self, frame: Frame) -> None:
         """Take an ``event/1`` frame; only rows of users are looked at."""
-        kinds: Any = pc.equal(frame.batch.column("kind"), pa.scalar(EventKind.GPU_USERS.value))
-        at = np.flatnonzero(np.asarray(kinds))
-        if not len(at):
-            return
-        times = frame.times()[at]
-        rows = frame.batch.select(["node", "gpu", "uuid", "detail"]).take(at).to_pylist()
-        for row, time in zip(rows, times.tolist(), strict=True):
-            told = _read(row["detail"])
-            if row["node"] is None or row["uuid"] is None or len(row["uuid"]) > TEXT_MAX or told is None:
+        for told in users_told(frame):
+            if told is None:
                 self.events_refused += 1
                 continue
-            instance, users, count, left_out = told
-            self._put(row["node"], (row["uuid"], instance), _Held(time, row["gpu"], users, count, left_out))
+            kept, users = _fitting(told.users)
+            left_out = told.left_out + len(told.users) - kept
+            self._put(told.node, (told.uuid, told.instance), _Held(told.time, told.gpu, users, kept, left_out))
 
     def of_node(self, node: str) -> "NodeUsers":
         """The users of one node's GPUs."""
@@ -163,23 +141,7 @@ class NodeUsers:
 
 def _whole(user: Mapping[str, Any]) -> dict[str, Any]:
     """Every key, absent as ``None``."""
-    return {key: user.get(key) for key in _KEYS}
-
-
-def _read(detail: str | None) -> tuple[str | None, str, int, int] | None:
-    """The instance, the users as checked JSON, how many those are, and how many more there are; ``None`` for what says
-    nothing."""
-    try:
-        told = json.loads(detail or "")
-        instance, users, left_out = told.get("instance"), told["users"], told.get("left_out", 0)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    if not isinstance(users, list) or not (instance is None or _is_text(instance)):
-        return None
-    checked = [_checked(user) for user in users if isinstance(user, dict)]
-    kept, text = _fitting(checked)
-    more = left_out if type(left_out) is int and 0 <= left_out < INT64_END else 0
-    return instance, text, kept, more + len(users) - kept
+    return {key: user.get(key) for key in KEYS}
 
 
 def _fitting(users: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
@@ -193,14 +155,3 @@ def _fitting(users: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
             break
         texts.append(text)
     return len(texts), f"[{','.join(texts)}]"
-
-
-def _checked(user: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a user's keys, in order; a value that is none of its kind is absent."""
-    texts = {key: user[key] for key in _TEXTS if _is_text(user.get(key))}
-    numbers = {key: user[key] for key in _NUMBERS if type(user.get(key)) is int and 0 <= user[key] < INT64_END}
-    return texts | numbers
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= TEXT_MAX and value.isprintable()

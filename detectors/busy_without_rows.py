@@ -1,6 +1,7 @@
 """busy_without_rows: GPUs of a node work, but no training job reports from there.
 
-Either a job runs without the SDK and nobody watches it, or its reporting is broken. Simulated GPUs do no work.
+Either a job runs without the SDK and nobody watches it, or its reporting is broken. Simulated GPUs do no work. Where
+the node's collector knows who uses the GPUs, it is said.
 
 It needs to read everything: the rows of a job lie in the partition of the job, those of its GPUs in that of the node.
 In a slice of several it is silent, for it would call every other job unreported.
@@ -13,6 +14,7 @@ import numpy as np
 
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
+from detectors.gpu_users import UsersOfNodes
 from detectors.latch import Latch
 from detectors.watching import firing, group_of, names, resolved
 from detectors.windows import SeriesTable, not_from_the_future, rounds
@@ -26,6 +28,9 @@ LONG_AGO = -1e18
 """Before every event, and finite: the difference of two infinities is a NaN."""
 NODES_MAX = 65_536
 """The largest fleet that is planned for has 37,500 nodes."""
+USERS_SAID = 8
+"""Users that the evidence names, the largest first; the message names three."""
+ADVICE = "Is the SDK in the job, and does its collector run?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +67,12 @@ class BusyWithoutRowsDetector:
     """See the module's text."""
 
     name = "busy_without_rows"
-    topics = frozenset({Topic.GPU, Topic.TRAIN})
+    topics = frozenset({Topic.GPU, Topic.TRAIN, Topic.EVENTS})
 
     def __init__(self, config: BusyWithoutRows) -> None:
         self.config = config
         self.nodes = SeriesTable(_blank(), NODES_MAX)
+        self._users = UsersOfNodes()
         self._latch = Latch(0.0, 0.0)
         self._nowhere = LONG_AGO
         """Event time of the newest training row that does not say its node: while such rows come, silence proves
@@ -80,6 +86,8 @@ class BusyWithoutRowsDetector:
         """Note which nodes work and which report."""
         if frame.rows and frame.schema_id == "gpu/1":
             self._work(frame)
+        elif frame.rows and frame.schema_id == "event/1":
+            self._users.observe(frame)
         elif frame.rows:
             self._report(frame)
         return ()
@@ -109,8 +117,15 @@ class BusyWithoutRowsDetector:
             at = [slots[name] for name in group.names]
             gpus, since = int(state["gpus"][at].sum()), float(state["begun"][at].min())
             title = f"{gpus} GPUs busy, no training rows: {names(group)}"
-            message = f"They have worked for {now - since:.0f} s. Is the SDK in the job, and does its collector run?"
-            evidence = {"gpus": gpus, "busy_seconds": now - since, "busy_percent_limit": config.busy_percent}
+            users = self._users.on(group.names, now)
+            message = f"They have worked for {now - since:.0f} s{_used_by(users)}. {ADVICE}"
+            said = [{"name": name, "gpus": count} for name, count in users[:USERS_SAID]]
+            evidence = {
+                "gpus": gpus,
+                "busy_seconds": now - since,
+                "busy_percent_limit": config.busy_percent,
+                "users": said,
+            }
             place = {
                 "node": group.names[0] if len(group.names) == 1 else None,
                 "simulated": bool(state["simulated"][at].any()),
@@ -120,6 +135,7 @@ class BusyWithoutRowsDetector:
             words = f"{names(group)}: training rows come, or the GPUs rest"
             found.append(resolved(kind, severity, group, now, words))
         for slot in self.nodes.silent(now):
+            self._users.forget(self._name(slot))
             self.nodes.free(slot)
         return found
 
@@ -168,3 +184,12 @@ class BusyWithoutRowsDetector:
         told = known & (slots >= 0)
         np.maximum.at(self.nodes.state["told"], slots[told], seconds[told])
         np.maximum.at(self.nodes.state["seen"], slots[told], seconds[told])
+
+
+def _used_by(users: Sequence[tuple[str, int]]) -> str:
+    """The largest users in words; empty where no collector knows any."""
+    if not users:
+        return ""
+    more = len(users) - 3
+    said = ", ".join(f"{name} ({count})" for name, count in users[:3])
+    return f", used by {said}" + (f" and {more} more" if more > 0 else "")

@@ -1,8 +1,10 @@
 """Who uses a GPU, as far as it is known. Pure: names, bounds, words."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
+
+from telemetry_bus.gpu_users import name_of
 
 TEXT_BYTES_MAX = 128
 """UTF-8 bytes of each text of a user: a job's name has at most 96, a label of Kubernetes 63. A pod's name may have 253;
@@ -57,22 +59,11 @@ class GpuUser:
 
     def who(self) -> str:
         """A few words for a person: what is known best of job, launcher, pod and process."""
-        if (name := self._name()) is None:
-            known = self.process or "a process"
-            return known if self.pid is None else f"{known} ({self.pid})"
-        return name if self.rank is None else f"{name} rank {self.rank}"
-
-    def _name(self) -> str | None:
-        if self.job is not None:
-            return self.job
-        if self.slurm_job_id is not None:
-            named = "" if self.slurm_job_name is None else f" {self.slurm_job_name}"
-            return f"Slurm job {self.slurm_job_id}{named}"
-        if self.run_id is not None or self.ray_job_id is not None:
-            return f"run {self.run_id}" if self.run_id is not None else f"Ray job {self.ray_job_id}"
-        if self.pod is not None:
-            return f"pod {self.pod}" if self.namespace is None else f"pod {self.namespace}/{self.pod}"
-        return None
+        name = name_of(self.told())
+        if self.rank is not None:
+            return f"{name} rank {self.rank}"
+        anonymous = self == replace(GpuUser(self.origin), pid=self.pid, uid=self.uid, process=self.process)
+        return f"{name} ({self.pid})" if anonymous and self.pid is not None else name
 
 
 _FIELDS = tuple(field.name for field in fields(GpuUser))
