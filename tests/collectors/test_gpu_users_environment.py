@@ -1,7 +1,9 @@
 """What is taken of an environment, and what never is."""
 
 import os
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -156,3 +158,10 @@ def test_the_attempt_is_the_one_that_the_sdk_finds() -> None:
 def test_this_test_runs_with_an_environment_that_would_show() -> None:
     """The list is short beside what a process really has."""
     assert os.environ.keys() - ALLOWED
+
+
+def test_the_page_for_operators_lists_every_variable_that_is_read() -> None:
+    """Who asks what leaves the node finds the whole list, and nothing that is not read."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "gpu-users.md").read_text()
+    listed = page.split("kept, sent or logged:")[1].split("`SLURM_JOB_NAME` is what")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == ALLOWED

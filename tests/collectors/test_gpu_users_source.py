@@ -80,6 +80,11 @@ async def test_a_kubelet_that_is_away_is_asked_ever_more_rarely_and_its_pods_sta
             server.body = answer(pod("trainer-0", [GPU]))
             (event,) = (await opened.read(NOW)).events
             assert event.detail["users"][0]["pod"] == "trainer-0"
+            for _ in range(2):
+                clock.advance(10.0)
+                await opened.read(NOW)
+            assert len(server.asked) == 1
+        clock.advance(10.0)
         asked = []
         for second in range(0, 200, 10):
             if (await opened.read(NOW + second)).failures:
