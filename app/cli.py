@@ -389,6 +389,21 @@ def job_token(
     print(make(secret_of(settings.state), checked_job(name)))
 
 
+@job.command("key")
+def job_key(
+    name: Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.")],
+    config: Config = None,
+    state: State = None,
+) -> None:
+    """Make the key under which JOB believes verdicts, for NANTUCKET_VERDICT_KEY."""
+    from app.job_names import checked_job
+    from app.settings import secret_of
+    from telemetry_bus.verdicts import key_text, verdict_key
+
+    settings = _settings(config, state=state)
+    print(key_text(verdict_key(secret_of(settings.state), checked_job(name))))
+
+
 @buses.command("init")
 def init_bus(
     partitions: Annotated[

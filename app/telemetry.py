@@ -10,10 +10,12 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:  # a process carries its own roles alone
     from alerting.stats import PagerStats, Stats
+    from alerting.verdicts import VerdictStats
     from collectors.agent import NodeAgent
     from collectors.ripcord import Ripcord
     from collectors.training_lanes import Counters
     from collectors.upward import Upward
+    from collectors.verdict_desk import VerdictDesk
     from detectors.agents import AgentStats
     from telemetry_bus.dead_letter import DeadLetters
     from telemetry_bus.gateway import Gateway
@@ -189,6 +191,18 @@ def way_up_metrics(upward: Upward, ripcord: Ripcord) -> Iterable[Metric]:
     yield _counter("ripcord_reports_sent", "Findings reported from here, by outcome.", ("outcome", ripcord.reports))
     yield _gauge("ripcord_findings_kept", "Findings that are not on the bus yet.", ripcord.unpublished)
     yield _counter("ripcord_detector_errors", "Frames on which a detector here failed.", ripcord.detector_errors)
+
+
+def verdict_metrics(stats: VerdictStats) -> Iterable[Metric]:
+    """What whoever issues verdicts counts."""
+    yield _counter("verdicts_issued", "Jobs that were told to stop.", stats.issued)
+    yield _counter("verdicts_held_back", "Findings of that kind that stopped nothing.", stats.held_back)
+
+
+def verdict_desk_metrics(desk: VerdictDesk) -> Iterable[Metric]:
+    """What a node counts of the verdicts that it hears."""
+    yield _counter("verdicts_passed_on", "Verdicts said to training processes.", desk.passed_on)
+    yield _counter("verdicts_unreadable", "What came as a verdict and is none.", desk.unreadable)
 
 
 def listener_metrics(counters: Counters) -> Iterable[Metric]:

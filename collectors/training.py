@@ -44,6 +44,7 @@ from collectors.training_wire import (
     parse_object,
     parse_rows,
 )
+from collectors.verdict_desk import VerdictDesk
 from telemetry_bus.runtime.clock import Clock
 
 LOGGER = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class TrainingListener:
     are ``credentials``). ``tcp``: (address, port) of a loopback interface, port 0 for any; it takes only jobs with
     their token. ``require_token`` asks for one on the Unix socket too. ``profiling`` is the switch that can be asked on
     the socket. ``users`` is told which job's process speaks from where, and when it has hung up.
+    ``verdicts`` are said to the processes that they are about.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class TrainingListener:
         limits: Limits = DEFAULT_LIMITS,
         profiling: ProfilingSwitch | None = None,
         users: GpuUsers | None = None,
+        verdicts: VerdictDesk | None = None,
     ) -> None:
         check_place(unix_path, tcp, credentials, require_token)
         self.node = node
@@ -119,6 +122,7 @@ class TrainingListener:
         self.limits = limits
         self.profiling = profiling
         self.users = users
+        self.verdicts = verdicts
         self._unix_mode = unix_mode
         self._tcp = tcp
         self._credentials = credentials
@@ -225,6 +229,8 @@ class _Connection:
             hello = await self._greeted()
             if hello is not None:
                 self._tell_who(hello)
+                if self._listener.verdicts is not None:
+                    self._listener.verdicts.joined(self, hello.job, hello.attempt, self._send)
                 await self._read_rows(hello)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the other end is gone; what it sent completely is on its way, and the rest it sends again
@@ -232,6 +238,8 @@ class _Connection:
             self._counters.connections_now -= 1
             if self._listener.users is not None:
                 self._listener.users.training_ended(self)
+            if self._listener.verdicts is not None:
+                self._listener.verdicts.left(self)
             await self._close()
 
     def _tell_who(self, hello: Hello) -> None:
@@ -438,7 +446,7 @@ class _Connection:
         self._open_bytes -= self._open.pop((stream, seq), 0)  # one that came twice is answered twice
         self._settled.set()
 
-    def _send(self, body: dict[str, Any]) -> None:
+    def _send(self, body: Mapping[str, Any]) -> None:
         if self._writer.is_closing():
             return
         text = json.dumps(body, separators=(",", ":")).encode()

@@ -63,6 +63,7 @@ SDK_EVENTS = frozenset(
         EventKind.CHECKPOINT_END,
         EventKind.ANNOUNCED_CHANGE,
         EventKind.STACK,
+        EventKind.VERDICT,
         EventKind.ROWS_DROPPED,
     }
 )

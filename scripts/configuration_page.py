@@ -91,6 +91,7 @@ def _allowed(schema: dict[str, Any]) -> str:
     bounds = (("minimum", "from"), ("exclusiveMinimum", "above"), ("maximum", "to"))
     limits = [f"{word} {schema[name]:g}" for name, word in bounds if name in schema]
     words = {
+        "boolean": "true or false",
         "integer": "whole number",
         "number": "number",
         "string": "secret text" if "writeOnly" in schema else "text",
@@ -106,4 +107,6 @@ def _default(key: Key) -> str:
     default = key.schema["default"]
     if isinstance(default, list):
         return ", ".join(f"`{item}`" for item in default)
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     return "none" if default is None else f"`{default}`"

@@ -63,6 +63,8 @@ class EventKind(StrEnum):
     CHECKPOINT_END = "checkpoint_end"
     ANNOUNCED_CHANGE = "announced_change"
     STACK = "stack"
+    VERDICT = "verdict"
+    """What a job did on a verdict: ``detail`` has outcome (shadow, called, stopped), step, bad_step, checkpoint."""
     ROWS_DROPPED = "rows_dropped"
     SPOOL = "spool"
     """What waits on a node's disk because the bus was away: frames, bytes, oldest_seconds, away."""

@@ -8,9 +8,10 @@ from alerting.receivers import RECEIVERS, Receiver
 from alerting.route import Routing
 from alerting.service import AlertOptions, AlertService
 from alerting.store import Store
+from alerting.verdicts import VerdictIssuer
 from app.roles.folders import make_folder_of
-from app.settings import Settings, SettingsError
-from app.telemetry import alert_metrics
+from app.settings import Settings, SettingsError, secret_of
+from app.telemetry import alert_metrics, verdict_metrics
 from app.wiring import Wiring
 from detectors.position import GROUP
 from telemetry_bus import Refusal, Topic
@@ -49,6 +50,12 @@ async def start(wiring: Wiring) -> None:
     service = AlertService(wiring.bus, store, receivers_of(settings, wiring.clock), Routing(), wiring.clock, options)
     await wiring.stack.enter_async_context(service)
     wiring.gauges.add(lambda: alert_metrics(service.stats))
+    if settings.alert.verdicts:
+        issuer = VerdictIssuer(
+            wiring.bus, wiring.clock, Secret(secret_of(settings.state)), wiring.source("alert.verdicts")
+        )
+        wiring.tasks.create_task(issuer.run(), name="verdicts are issued")
+        wiring.gauges.add(lambda: verdict_metrics(issuer.stats))
 
 
 class DetectorsAtWork:

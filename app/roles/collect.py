@@ -5,7 +5,8 @@ from typing import Any
 
 from app.roles.folders import make_folder_of
 from app.settings import Settings, secret_of
-from app.telemetry import collector_metrics, listener_metrics
+from app.telemetry import collector_metrics, listener_metrics, verdict_desk_metrics
+from app.verdicts import verdict_feed
 from app.way_up import way_up
 from app.wiring import Wiring
 from collectors.agent import NodeAgent
@@ -13,6 +14,7 @@ from collectors.credentials import JobCredentials
 from collectors.registry import SourceOptions, build_source
 from collectors.source import Source
 from collectors.training import TrainingListener
+from collectors.verdict_desk import VerdictDesk
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
 
@@ -25,11 +27,13 @@ async def start(wiring: Wiring) -> None:
     sources = sources_of(settings, wiring.clock)
     simulated = bool(sources) and all(source.name == "simulated" for source in sources)
     publish = (await way_up(wiring, simulated=simulated)).publish
-    listener = await wiring.stack.enter_async_context(_listener(settings, wiring.clock, publish))
+    desk = VerdictDesk(verdict_feed(wiring))
+    listener = await wiring.stack.enter_async_context(_listener(settings, wiring.clock, publish, desk))
     wiring.said["socket"] = str(settings.socket_path)
     if listener.tcp_address is not None:
         wiring.said["train_port"] = f"http://{listener.tcp_address[0]}:{listener.tcp_address[1]}"
     wiring.gauges.add(lambda: listener_metrics(listener.counters))
+    wiring.gauges.add(lambda: verdict_desk_metrics(desk))
     if not sources:
         note = "No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."
         wiring.said.setdefault("notes", []).append(note)
@@ -41,7 +45,7 @@ async def start(wiring: Wiring) -> None:
     wiring.gauges.add(lambda: collector_metrics(agent))
 
 
-def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListener:
+def _listener(settings: Settings, clock: Clock, publish: Any, desk: VerdictDesk) -> TrainingListener:
     port = settings.collect.port
     make_folder_of(settings.socket_path, "collect.socket")
     return TrainingListener(
@@ -52,6 +56,7 @@ def _listener(settings: Settings, clock: Clock, publish: Any) -> TrainingListene
         unix_path=settings.socket_path,
         tcp=None if port is None else (LOOPBACK, port),
         credentials=JobCredentials(Secret(secret_of(settings.state))),
+        verdicts=desk,
     )
 
 

@@ -5,6 +5,7 @@ import asyncio
 from app.roles.alert import pager_of
 from app.settings import Settings, secret, secret_of
 from app.telemetry import gateway_metrics, ingest_metrics, pager_metrics
+from app.verdicts import verdict_feed
 from app.wiring import Wiring
 from collectors.credentials import JobCredentials
 from telemetry_bus.gateway import Gateway, GatewayOptions, LinkServer, ListenOptions, MergeOptions, Pager
@@ -29,7 +30,8 @@ async def start(wiring: Wiring) -> None:
         app = make_gateway_app(gateway, token=listen.token, routers=[ingest_router(ingest)])
         http = serve_gateway_app(app, _listening(settings, settings.gateway.http_port))
         wiring.said["gateway_http"] = await wiring.stack.enter_async_context(http)
-    links = await wiring.stack.enter_async_context(LinkServer(gateway, wiring.clock, listen))
+    server = LinkServer(gateway, wiring.clock, listen, verdict_feed(wiring))
+    links = await wiring.stack.enter_async_context(server)
     wiring.said["gateway"] = links.url
 
 

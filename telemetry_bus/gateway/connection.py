@@ -15,7 +15,7 @@ JOINED_BYTES_MAX = 64 * 1024
 """Up to here one write of a copy is cheaper than two writes."""
 _ANSWERS = frozenset(
     {wire.Kind.WELCOME, wire.Kind.REFUSED, wire.Kind.ACK, wire.Kind.NACK, wire.Kind.REPORTED, wire.Kind.GRANT}
-    | {wire.Kind.PONG}
+    | {wire.Kind.PONG, wire.Kind.VERDICT}
 )
 
 Answer = asyncio.Future[Report | None]
@@ -24,13 +24,15 @@ Answer = asyncio.Future[Report | None]
 class Connection(asyncio.Protocol):
     """Speaks for one connection. Once ``lost`` is done nothing more can be sent."""
 
-    def __init__(self, url: str, hello: wire.Hello, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self, url: str, hello: wire.Hello, monotonic: Callable[[], float], hear: Callable[[bytes], None]
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.welcome: asyncio.Future[wire.Welcome] = loop.create_future()
         self.lost: asyncio.Future[BusUnavailable] = loop.create_future()
         self.granted = 0.0
         self.heard_at = monotonic()
-        self._url, self._hello, self._monotonic = url, hello, monotonic
+        self._url, self._hello, self._monotonic, self._hear = url, hello, monotonic, hear
         self._splitter = Splitter(_ANSWERS, lambda _: False)
         self._room = Room(0)
         self._waiting: dict[int, tuple[Answer, int]] = {}
@@ -142,6 +144,8 @@ class Connection(asyncio.Protocol):
                 self._settle_id(message.id, Report(message.published, message.receipts))
             case wire.Grant():
                 self.granted = message.bytes_per_second
+            case wire.VerdictDown():
+                self._hear(message.payload)
             case wire.Welcome() if not self.welcome.done():
                 self.granted = message.bytes_per_second
                 self._room.bytes_max = message.in_flight_bytes_max

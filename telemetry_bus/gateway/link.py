@@ -16,6 +16,7 @@ from telemetry_bus.gateway.tls import client_context
 from telemetry_bus.outlet import OutletOptions, Report
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.topics import Topic
+from telemetry_bus.verdict_feed import VerdictFeed
 
 CONNECT_SECONDS_MAX = 3.0
 """A round trip or two, and TLS."""
@@ -40,6 +41,8 @@ class GatewayOutlet:
         self.url = url
         self._host, self._port, self._is_tls = _address(url)
         self._clock, self._options = clock, options
+        self.verdicts = VerdictFeed(clock)
+        """What comes down to the jobs of whoever sends by this outlet."""
         self._stack = contextlib.AsyncExitStack()
         self._connection: Connection | None = None
         self._tried = asyncio.Event()
@@ -138,7 +141,7 @@ class GatewayOutlet:
 
     async def _one_connection(self, context: ssl.SSLContext | None) -> None:
         """Connect, and stay until the connection is lost: always raises why."""
-        connection = Connection(self.url, self._hello(), self._clock.monotonic)
+        connection = Connection(self.url, self._hello(), self._clock.monotonic, self.verdicts.hear)
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
                 name = self._host if context is not None else None

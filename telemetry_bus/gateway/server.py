@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from telemetry_bus.gateway.tls import server_context
 from telemetry_bus.runtime.address import is_loopback
 from telemetry_bus.runtime.clock import Clock
 from telemetry_bus.runtime.secret import Secret
+from telemetry_bus.verdict_feed import VerdictFeed
 
 LINKS_MAX = 4_096
 """600 racks at the top, 64 nodes of a rack, or a site of a thousand nodes without racks; each holds 64 KiB at most
@@ -44,10 +46,17 @@ class ListenOptions:
 
 
 class LinkServer:
-    """Listens for links of ``gateway``. Use it with ``async with``; then ``port`` is known."""
+    """Listens for links of ``gateway``. Use it with ``async with``; then ``port`` is known.
 
-    def __init__(self, gateway: Gateway, clock: Clock, options: ListenOptions) -> None:
+    What ``verdicts`` hears goes down every link.
+    """
+
+    def __init__(
+        self, gateway: Gateway, clock: Clock, options: ListenOptions, verdicts: VerdictFeed | None = None
+    ) -> None:
         self.gateway, self.options = gateway, options
+        self._verdicts = VerdictFeed(clock) if verdicts is None else verdicts
+        self._verdicts.to(self._tell_all)
         self.token = options.token
         self.all_links = Room(COMING_IN_BYTES_MAX)
         self.port = options.port
@@ -110,6 +119,14 @@ class LinkServer:
         """Find out what becomes of a report, and tell the link."""
         assert self._tasks is not None
         self._tasks.create_task(answer_report(self.gateway, link, id_, payload))
+
+    def verdicts(self) -> Sequence[bytes]:
+        """Those that a link which comes now should still hear."""
+        return self._verdicts.still_valid()
+
+    def _tell_all(self, verdict: bytes) -> None:
+        for link in tuple(self._links):
+            link.tell(verdict)
 
     async def _look_after(self) -> None:
         while True:

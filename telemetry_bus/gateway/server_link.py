@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import math
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from telemetry_bus.errors import BusUnavailable, FrameError, OutletFull
@@ -53,6 +54,10 @@ class Host(Protocol):
 
     def report(self, link: "ServerLink", id_: int, payload: bytes) -> None:
         """Find out what becomes of a report, and tell the link."""
+        ...
+
+    def verdicts(self) -> Sequence[bytes]:
+        """Those that a link which comes now should still hear."""
         ...
 
 
@@ -139,6 +144,11 @@ class ServerLink(asyncio.Protocol):
             self.granted = bytes_per_second
             self._write(wire.Grant(bytes_per_second))
 
+    def tell(self, verdict: bytes) -> None:
+        """Pass a verdict down."""
+        if self._is_welcome:
+            self._write(wire.VerdictDown(verdict))
+
     def look(self, now: float) -> None:
         """End the connection if its time is up."""
         if self._is_over:
@@ -189,6 +199,8 @@ class ServerLink(asyncio.Protocol):
         links = max(1, self._counters.links_now)
         self.granted = self._host.gateway.backlog_bytes_per_second / links
         self._write(wire.Welcome(wire.VERSION, self.granted, LINK_BYTES_MAX, FRAME_BYTES_MAX))
+        for verdict in self._host.verdicts():
+            self.tell(verdict)
         return None
 
     def _put(self, put: wire.Put) -> None:

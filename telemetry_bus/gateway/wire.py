@@ -52,6 +52,7 @@ class Kind(IntEnum):
     GRANT = 9
     PING = 10
     PONG = 11
+    VERDICT = 12
 
 
 class LinkFault(StrEnum):
@@ -182,7 +183,14 @@ class Pong:
     """Yes."""
 
 
-Message = Hello | Welcome | Refused | Put | Ack | Nack | ReportFinding | Reported | Grant | Ping | Pong
+@dataclass(frozen=True, slots=True)
+class VerdictDown:
+    """One encoded ``verdict/1`` frame for the jobs below, which alone believe or disbelieve it."""
+
+    payload: bytes
+
+
+Message = Hello | Welcome | Refused | Put | Ack | Nack | ReportFinding | Reported | Grant | Ping | Pong | VerdictDown
 
 BYTES_MAX: dict[Kind, int] = {
     Kind.HELLO: 4_096,
@@ -334,6 +342,7 @@ _ENCODERS: dict[type, Callable[[Any], tuple[Kind, bytes]]] = {
     Grant: lambda m: (Kind.GRANT, _F64.pack(m.bytes_per_second)),
     Ping: lambda _: (Kind.PING, b""),
     Pong: lambda _: (Kind.PONG, b""),
+    VerdictDown: lambda m: (Kind.VERDICT, m.payload),
 }
 _DECODERS: dict[Kind, Callable[[_Fields], Message]] = {
     Kind.HELLO: _decode_hello,
@@ -347,4 +356,5 @@ _DECODERS: dict[Kind, Callable[[_Fields], Message]] = {
     Kind.GRANT: lambda f: Grant(f.number()),
     Kind.PING: lambda _: Ping(),
     Kind.PONG: lambda _: Pong(),
+    Kind.VERDICT: lambda f: VerdictDown(f.rest()),
 }

@@ -9,7 +9,9 @@
 """
 
 from nantucket._connection import default_url
+from nantucket._heed import Diverged
 from nantucket._run import Run, init
+from nantucket._verdict import Verdict
 from nantucket._version import __version__
 
-__all__ = ["Run", "__version__", "default_url", "init"]
+__all__ = ["Diverged", "Run", "Verdict", "__version__", "default_url", "init"]

@@ -11,11 +11,13 @@ from typing import Any, Callable
 
 from nantucket import _clock
 from nantucket._connection import default_url
+from nantucket._heed import Agree, Heed, Wish, make_heed
 from nantucket._identity import identify
 from nantucket._say import Voice
 from nantucket._secret import Secret
 from nantucket._sender import COUNTED, Sender
 from nantucket._values import PLAIN_TYPES, plain
+from nantucket._verdict import Verdict
 from nantucket._version import __version__
 
 FINISH_SECONDS = 5.0
@@ -41,6 +43,7 @@ class Run:
         self._open = sender is not None
         self._forked = False
         self._not_taken = 0
+        self._heed: Heed | None = None
 
     def __repr__(self) -> str:
         if self._sender is None:
@@ -80,6 +83,35 @@ class Run:
             self._voice.once(
                 "log", "a call of run.log could not be used (%s); said once, counted", type(error).__name__
             )
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What Nantucket has told this job, believed: signed for it, for this attempt, in time. No I/O."""
+        return None if self._heed is None else self._heed.verdict
+
+    def heed(self, step: int) -> None:
+        """The end of ``step``: call it on every rank, each step, where ``on_divergence`` was given.
+
+        This is where a verdict takes effect, on all ranks at the same step, and only if a rank has itself seen numbers
+        that are not finite since the step that the verdict names. Raises :class:`~nantucket.Diverged` where the job
+        wants to be stopped that way, and what ``agree`` raises. Without a wish it does nothing.
+        """
+        if self._heed is not None:
+            self._heed.at(step)
+
+    def _heed_verdicts(self, wish: Wish, key: str | None, options: dict[str, Any]) -> None:
+        if self._sender is None or wish is None:
+            return
+        sender, identity = self._sender, self._sender.identity
+        size = identity.extra.get("world_size")
+        tell = self._tell_verdict if identity.rank == 0 else lambda _detail: None
+        self._heed = sender.heed = make_heed(
+            wish, key, identity.job, identity.attempt, size, self._voice, tell, os.environ, **options
+        )
+
+    def _tell_verdict(self, detail: dict[str, Any]) -> None:
+        if self._sender is not None:
+            self._sender.announce("verdict", detail)
 
     def _closed(self) -> None:
         self._not_taken += 1
@@ -157,18 +189,30 @@ def init(
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
+    on_divergence: Wish = None,
+    verdict_key: str | None = None,
+    agree: Agree | None = None,
+    checkpoint: Callable[[str], object] | None = None,
+    quarantine: str = "",
 ) -> Run:
     """Start to report this process as ``rank`` of ``job``. It never raises and does not wait for the collector.
 
     ``rank`` and ``world_size`` default to the launcher's (torchrun, Slurm, MPI), ``attempt`` to ``NANTUCKET_ATTEMPT``
     or the launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN``. ``node``
     and ``region`` default to the collector's; ``uuid`` is this rank's GPU, ``dp, tp, pp, ep`` its coordinates.
+
+    ``on_divergence`` says what :meth:`Run.heed` does when Nantucket tells the job to stop: ``"shadow"``, ``"raise"``,
+    ``"checkpoint"`` or a function; nothing by default. ``verdict_key`` defaults to ``NANTUCKET_VERDICT_KEY``, ``agree``
+    brings all ranks to one answer, ``checkpoint`` saves to a path in ``quarantine``.
     """
     voice = Voice()
     try:
         options = {"world_size": world_size, "role": role, "attempt": attempt, "node": node, "region": region}
         options.update({"uuid": uuid, "gpu": gpu, "dp": dp, "tp": tp, "pp": pp, "ep": ep})
-        return _start(job, rank, options, url, token, voice)
+        run = _start(job, rank, options, url, token, voice)
+        divergence = {"agree": agree, "checkpoint": checkpoint, "quarantine": quarantine}
+        run._heed_verdicts(on_divergence, verdict_key, divergence)
+        return run
     except Exception as error:  # noqa: BLE001  a job must not fail to start because of its reporting
         voice.once("init", "reporting could not be started and is off: %s", type(error).__name__)
         return Run(None, "", voice)

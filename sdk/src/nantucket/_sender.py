@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 from nantucket import _clock, _wire
 from nantucket._buffer import Row, RowBuffer
 from nantucket._connection import Address, BadUrl, Connection, Refused, address_of, connect
+from nantucket._heed import Heed
 from nantucket._identity import Identity
 from nantucket._say import Voice
 from nantucket._secret import Secret
@@ -96,10 +97,13 @@ class Sender:
 
     def __init__(self, identity: Identity, url: Callable[[], str], token: Secret | None, voice: Voice) -> None:
         self.identity = identity
+        self.heed: Heed | None = None
+        """Who is told of verdicts, and of rows that are not finite."""
         self.boot = uuid.uuid4()
         # All keys from the start: the dictionary does not change its size while the training loop reads it.
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self.handoff: deque[Call] = deque()
+        self._announced: deque[dict[str, Any]] = deque(maxlen=EVENT_ROWS_MAX)
         self._url = url
         self._token = token
         self._voice = voice
@@ -174,9 +178,13 @@ class Sender:
             self._connection.close()
 
     def event(self, kind: str, detail: dict[str, Any]) -> None:
-        """Queue an event of the SDK itself."""
+        """Queue an event of the SDK itself. Called by the thread, or before it has started."""
         row = {"time": _clock.now(), "kind": kind, "detail": detail}
         self._put(self._streams["event"], row, critical=True)
+
+    def announce(self, kind: str, detail: dict[str, Any]) -> None:
+        """Queue an event from any thread. Of more than :data:`EVENT_ROWS_MAX` at once the oldest go."""
+        self._announced.append({"time": _clock.now(), "kind": kind, "detail": detail})
 
     def _run(self) -> None:
         while True:
@@ -207,24 +215,31 @@ class Sender:
 
     def _ended(self) -> bool:
         now = _clock.monotonic()
-        if self._last_words is not None and not self.handoff and (not self._rows_left() or now >= self._last_call):
+        if self._last_words is not None and not self._waiting and (not self._rows_left() or now >= self._last_call):
             self.event("job_end", {**self._last_words, "rows_dropped": self.dropped})
             self._last_words = None
             return False
         if now >= self._deadline or (self._connection is None and now >= self._grace):
             return True
-        if self.handoff or any(stream.rows for stream in self._streams.values()) or self._connection is None:
+        if self._waiting or any(stream.rows for stream in self._streams.values()) or self._connection is None:
             return False
         if not self._bye_sent:
             self._bye_sent = True
             self._connection.send(_wire.message({"type": "bye"}))
         return not self._connection.unsent
 
+    @property
+    def _waiting(self) -> bool:
+        """Whether something was handed over that is no row yet."""
+        return bool(self.handoff or self._announced)
+
     def _rows_left(self) -> bool:
         """Whether rows are not yet durable: the end of a job must not overtake its last steps."""
         return any(stream.rows for stream in self._streams.values() if stream.name != "event")
 
     def _drain(self) -> None:
+        while self._announced:
+            self._put(self._streams["event"], self._announced.popleft(), critical=True)
         for _ in range(min(len(self.handoff), DRAIN_MAX)):
             rows = rows_of(*self.handoff.popleft())
             for problem in rows.problems:
@@ -232,6 +247,8 @@ class Sender:
                 self._voice.once_for(problem.partition(":")[0], "run.log: %s (said once; counted)", problem)
             if rows.train is not None:
                 self._put(self._streams["train"], rows.train, rows.critical)
+                if rows.critical and self.heed is not None:
+                    self.heed.saw(rows.train)
             for row in rows.metrics:
                 self._put(self._streams["metric"], row, type(row["value"]) is str)
 
@@ -306,6 +323,9 @@ class Sender:
 
     def _answered(self, answer: dict[str, Any]) -> None:
         kind, name, seq = answer.get("type"), answer.get("stream"), answer.get("seq")
+        if kind == "verdict" and self.heed is not None:
+            self.heed.heard(answer, _clock.now())
+            return
         if kind == "refuse" and seq is None:
             self._refused(0, ascii(str(answer.get("message"))[:300])[1:-1])
             raise ConnectionResetError("the collector refused this connection")

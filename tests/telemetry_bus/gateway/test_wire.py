@@ -49,6 +49,7 @@ GOLDEN: dict[str, tuple[wire.Message, str]] = {
     "grant": (wire.Grant(1e6), "09000000 09 0000000080842e41"),
     "ping": (wire.Ping(), "01000000 0a"),
     "pong": (wire.Pong(), "01000000 0b"),
+    "verdict": (wire.VerdictDown(b"verdict"), "08000000 0c 76657264696374"),
 }  # fmt: skip
 
 
