@@ -91,7 +91,8 @@ def main() -> int:
 
 
 def _plain(made: Sample) -> dict[str, Any]:
-    return {"values": made.values, "failures": made.failures}
+    pids = {} if made.pids is None else {"pids": made.pids}
+    return {"values": made.values, "failures": made.failures, **pids}
 
 
 def _write(message: dict[str, Any]) -> None:

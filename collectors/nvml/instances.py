@@ -26,9 +26,12 @@ class Instances:
         if CostClass.SLOW in due:
             self._list(now)
 
-    def read(self, plan: PartPlan, now: float, *, profile: bool) -> list[Sample]:
+    def read(self, plan: PartPlan, now: float, *, profile: bool, processes: bool = False) -> list[Sample]:
         """One sample for each. One that is gone has none. Raises DriverFault where they cannot be listed."""
         made = [self._sample(instance, part, plan, now, profile) for instance, part in self._parts.values()]
+        for sample, (_, part) in zip(made, self._parts.values(), strict=True):
+            if processes:
+                part.processes(sample, now)
         if all(sample.values or not sample.failures for sample in made):
             return made
         self._list(now)

@@ -10,6 +10,8 @@ from collectors.nvml.refusals import Refusals
 from collectors.nvml.sample import Sample
 from collectors.nvml.signals import Call
 
+_PROCESSES = "processes"
+
 
 class Part:
     """Reads calls from ``device`` and GPM through ``gpm``."""
@@ -17,6 +19,15 @@ class Part:
     def __init__(self, device: Device, gpm: Gpm) -> None:
         self.device, self.gpm = device, gpm
         self._refusals: Refusals[str] = Refusals()
+
+    def processes(self, made: Sample, now: float) -> None:
+        """List the processes that use it."""
+        if made.lost or self._refusals.get(_PROCESSES, now) is not None:
+            return
+        try:
+            made.pids = self.device.process_ids()
+        except DriverFault as fault:
+            self._refusals.note(_PROCESSES, fault, now)
 
     def call(self, made: Sample, calls: Iterable[Call], now: float) -> None:
         """Make ``calls``, each failing alone. None is made any more once the GPU is lost."""

@@ -21,7 +21,8 @@ class Sample:
     """Values by metric, and the reason for each metric that has none.
 
     ``instance`` and ``uuid`` are those of a MIG instance, ``None`` for the GPU itself. ``links`` are its NVLinks,
-    where they were read. A failure of ``*`` is one of the whole reading.
+    where they were read. ``pids`` are the processes that use it, ``None`` where they were not read or are not given. A
+    failure of ``*`` is one of the whole reading.
     """
 
     instance: str | None = None
@@ -29,6 +30,7 @@ class Sample:
     values: dict[str, Number] = field(default_factory=dict)
     failures: dict[str, FieldFailure] = field(default_factory=dict)
     links: list[LinkSample] = field(default_factory=list)
+    pids: list[int] | None = None
 
     @property
     def lost(self) -> bool:

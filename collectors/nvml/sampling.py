@@ -69,8 +69,13 @@ class GpuReader:
         if made.lost:
             made.failures.update((name, FieldFailure.GPU_LOST) for name in plan.metrics if name not in made.values)
             return [made]
+        slow = CostClass.SLOW in due
+        if slow and self._instances.enabled:
+            made.pids = []  # what runs on a divided GPU runs in an instance, and is listed there
+        elif slow:
+            self._part.processes(made, now_monotonic)
         try:
-            return [made, *self._instances.read(plan.instance, now_monotonic, profile=profile)]
+            return [made, *self._instances.read(plan.instance, now_monotonic, profile=profile, processes=slow)]
         except DriverFault as fault:
             made.failures[WHOLE_READING] = fault.reason
             return [made]

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from collectors.errors import DriverNotFound, DriverRefused, FieldFailure, SourceClosed
+from collectors.gpu_users import GpuUsers
 from collectors.nvml.process import Child, ChildGone
 from collectors.source import METRICS, Column, EventRow, GpuRows, SourceReading
 from telemetry_bus.runtime.clock import Clock
@@ -30,7 +31,7 @@ class NvmlGpus:
     """The GPUs of this machine, read through NVML as ``node``.
 
     ``environment`` is added to that of the child process, such as ``LD_LIBRARY_PATH`` where the driver's library is not
-    on the loader's path.
+    on the loader's path. ``users`` is told every 10 s which processes the driver lists.
     """
 
     node: str
@@ -38,6 +39,7 @@ class NvmlGpus:
     start_deadline_seconds: float = START_DEADLINE_SECONDS
     backoff_first_seconds: float = BACKOFF_FIRST_SECONDS
     environment: Mapping[str, str] = field(default_factory=dict)
+    users: GpuUsers | None = None
 
     def build(self, clock: Clock) -> "NvmlSource":
         """The source, not yet open."""
@@ -104,6 +106,7 @@ class NvmlSource:
             assert self._child is not None
             answer = await self._child.ask(now, self.config.read_deadline_seconds)
             reading = self._reading(answer["gpus"])
+            self._tell_users(answer["gpus"], now)
         except (ChildGone, DriverNotFound, DriverRefused) as error:
             await self._give_up(error)
             return SourceReading(None, self._take_events(), Counter({(EVERY_FIELD, FieldFailure.NO_ANSWER): 1}))
@@ -172,6 +175,13 @@ class NvmlSource:
             if gpu["instance"] is None:
                 self._notice_loss(gpu)
         return self._rows([gpu for gpu in gpus if not gpu["lost"]]), failures
+
+    def _tell_users(self, gpus: Sequence[Mapping[str, Any]], now: float) -> None:
+        if (users := self.config.users) is None:
+            return
+        for gpu in gpus:
+            if gpu["uuid"] is not None and "pids" in gpu:
+                users.saw_processes(gpu["uuid"], gpu["instance"], gpu["pids"], now, gpu=gpu["gpu"])
 
     def _notice_loss(self, gpu: Mapping[str, Any]) -> None:
         index = gpu["gpu"]
