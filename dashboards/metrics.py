@@ -129,6 +129,12 @@ class LiveCollector(Collector):
             "GPU rows left out: the fleet is larger than the view.",
             fleet.rows_over_limit,
         )
+        users = self._live.gpu_users
+        yield _counter(
+            "nantucket_gpu_users_refused",
+            "Events about a GPU's users that say nothing, or are of a node with too many GPUs.",
+            users.events_refused + users.places_over_limit,
+        )
         if fleet.count <= GPUS_EXPORTED_MAX:
             yield from gpu_families(fleet, np.flatnonzero(~stale))
 
