@@ -19,6 +19,7 @@ from typing import Any, Self
 from collectors.credentials import JobCredentials
 from collectors.errors import Refused, WireRefusal
 from collectors.gpu_users import GpuUsers, TrainingPeer
+from collectors.gpu_users.processes import PROC, shows_host
 from collectors.profiling import ProfilingSwitch
 from collectors.training_clock import SenderClock
 from collectors.training_lanes import Counters, Lane, Message, Publish, warm_up
@@ -131,10 +132,13 @@ class TrainingListener:
         self.arrivals = Arrivals(limits.unfinished_bytes)
         self.lanes = {stream: Lane(stream, publish, self.budget, self.counters, clock) for stream in Stream}
         self._connections: set[asyncio.Task[None]] = set()
+        self.numbers_are_host_s = False
+        """Whether processes have the same numbers here as on the host; known once open."""
 
     async def __aenter__(self) -> Self:
         """Open the sockets and start. Raises ``SocketTaken``, or ``OSError`` for an address that cannot be had."""
         await asyncio.to_thread(warm_up, self.clock.now())
+        self.numbers_are_host_s = self.users is not None and await asyncio.to_thread(shows_host, PROC)
         async with AsyncExitStack() as stack:
             # Bound before the task group, which would wrap what binding raises.
             unix = None if self.unix_path is None else await bind_unix_owned(self.unix_path, self._unix_mode, stack)
@@ -246,6 +250,7 @@ class _Connection:
         if self._listener.users is None:
             return
         pid, uid = (None, None) if self._tcp else peer_of(self._writer)
+        pid = pid if self._listener.numbers_are_host_s else None  # the driver's are, and another's may be the same
         told = {name: hello.identity.get(name) for name in ("world_size", "role", "uuid")}
         peer = TrainingPeer(hello.job, hello.attempt, hello.rank, **told, gpu=hello.gpu, pid=pid, uid=uid)
         self._listener.users.saw_training(self, peer)

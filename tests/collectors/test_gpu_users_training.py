@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
 
 from collectors.credentials import JobCredentials, job_token
 from collectors.gpu_users import GpuUser, GpuUsers, Origin
@@ -80,3 +84,36 @@ async def test_who_never_says_hello_is_nobody(tmp_path: Path) -> None:
         assert (await client.answer())["type"] == "refuse"
         await client.close()
         assert found(users) == []
+
+
+_IN_NAMESPACE = """
+import asyncio, os, sys
+from pathlib import Path
+from collectors.gpu_users import GpuUsers
+from tests.collectors.test_gpu_users_training import GPU, NOW, Client, found, listening, rows
+
+async def main():
+    users = GpuUsers("n1")
+    users.saw_processes(GPU, None, [os.getpid()], NOW, gpu=0)
+    async with listening(Path(sys.argv[1]), users) as listener:
+        client = await Client.unix(listener.unix_path)
+        await client.greet()
+        client.send(rows(0))
+        await client.answer()
+        print([(user.origin.value, user.job) for user in found(users)])
+        await client.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a namespace")
+def test_in_a_namespace_of_its_own_a_number_joins_nothing(tmp_path: Path) -> None:
+    """The kernel gives this container's number of a process; the driver's list has the host's, and the two may agree by
+    chance."""
+    command = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", _IN_NAMESPACE, str(tmp_path)]
+    root = Path(__file__).resolve().parents[2]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    if "unshare" in answer.stderr:
+        pytest.skip(f"this machine gives no namespace: {answer.stderr}")
+    assert answer.stdout == "[('driver', None)]\n", answer.stderr
