@@ -33,6 +33,8 @@ class FieldFailure(StrEnum):
     """Any other code of the driver."""
     NO_ANSWER = "no_answer"
     """The driver did not answer within the deadline, or its reader died; the field is ``*``."""
+    LOST = "lost"
+    """It was there and went before it was read: records of the kernel's log that were overwritten."""
 
 
 class CollectorError(Exception):

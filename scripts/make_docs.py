@@ -15,6 +15,7 @@ from pathlib import Path
 
 from scripts.configuration_page import NOTE, configuration_page
 from scripts.metrics_page import metrics_page
+from scripts.xids_page import xids_page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -32,6 +33,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "commands.md": commands_page,
     "configuration.md": configuration_page,
     "metrics.md": metrics_page,
+    "xids.md": xids_page,
 }
 
 

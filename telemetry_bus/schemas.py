@@ -48,6 +48,8 @@ class EventKind(StrEnum):
     """An error code of a GPU's driver: ``code``; ``detail`` has count, action, mnemonic, origin."""
     SXID = "sxid"
     """An error code of an NVSwitch's driver."""
+    KERNEL = "kernel"
+    """Another line of the kernel's log that a training job feels: ``detail`` has condition and text."""
     ECC = "ecc"
     """Memory errors of a GPU that grew."""
     ROW_REMAP = "row_remap"
