@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from collectors.cost_class import CostClass
+from collectors.network.counters import sources as network_sources
 from collectors.nvml import plan as nvml
 from collectors.simulated import SimulatedFleet
 from scripts.configuration_page import NOTE
@@ -22,7 +23,11 @@ between the value is null.
 READ = {CostClass.SECOND: "each second", CostClass.SLOW: "every 10 s", CostClass.RARE: "every 30 s"}
 GPU_ORIGINS: Mapping[str, Mapping[str, str]] = {"NVML": nvml.sources()}
 """By the heading of a column, where each metric of ``gpu/1`` comes from. A metric that is in none is a fault."""
-LINK_ORIGINS: Mapping[str, Mapping[str, str]] = {"NVML (NVLink)": nvml.link_sources()}
+LINK_ORIGINS: Mapping[str, Mapping[str, str]] = {
+    "NVML (NVLink)": nvml.link_sources(),
+    "sysfs (InfiniBand, RoCE)": network_sources()["infiniband"],
+    "sysfs (Ethernet)": network_sources()["ethernet"],
+}
 
 
 def metrics_page() -> str:

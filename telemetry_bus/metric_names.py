@@ -225,6 +225,21 @@ LINK_METRICS: tuple[Metric, ...] = (
     _counter("receive_error_count", "Packets received with an error."),
     _counter("link_integrity_error_count", "How often the link's errors passed its threshold."),
     _counter("transmit_discard_count", "Packets discarded before they were sent."),
+    _counter("down_count", "How often the link went down."),
+    _counter("tx_packets", "Packets sent."),
+    _counter("rx_packets", "Packets received."),
+    _counter("transmit_wait_count", "Ticks in which there was something to send and no leave to: congestion ahead."),
+    _counter("receive_discard_count", "Packets received and thrown away by this node."),
+    _counter("buffer_overrun_count", "Packets lost for want of a buffer."),
+    _counter("remote_physical_error_count", "Packets received that the far end had marked bad."),
+    _counter("out_of_sequence_count", "RDMA packets received out of their order: one before them was lost."),
+    _counter("sequence_error_count", "RDMA packets that the far end asked for again."),
+    _counter("ack_timeout_count", "RDMA packets sent again because no acknowledgement came."),
+    _counter("not_ready_count", "RDMA sends given up because the far end had no buffer ready."),
+    _counter("congestion_sent_count", "Congestion notifications sent to those who send too much to here."),
+    _counter("congestion_received_count", "Congestion notifications received and heeded."),
+    _counter("congestion_marked_count", "RoCE packets received that a switch on the way had marked as congested."),
+    _counter("adaptive_retransmit_count", "Adaptive retransmissions of RoCE."),
 )
 
 LINK_METRIC_NAMES: tuple[str, ...] = tuple(metric.name for metric in LINK_METRICS)

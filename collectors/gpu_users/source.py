@@ -12,11 +12,11 @@ from typing import Self
 
 from collectors.errors import CallFailed, FieldFailure, SourceClosed
 from collectors.gpu_users.merge import Holder
-from collectors.gpu_users.one_look import OneLook
 from collectors.gpu_users.pod_resources import SOCKET, list_holders
 from collectors.gpu_users.processes import PROC, Processes, ProcessReader, Unread
 from collectors.gpu_users.table import GpuUsers
 from collectors.gpu_users.user import Origin
+from collectors.one_look import OneLook
 from collectors.source import SourceReading
 from telemetry_bus.runtime.clock import Clock
 

@@ -260,7 +260,8 @@ def test_every_option_is_a_key_and_a_variable(tmp_path: Path, option: str) -> No
     text = "usd_per_gpu_hour = 'never'\n" + (wrong if "." in key else f"{key} = ['wrong']\n")
     config = str(written(tmp_path, text))
     value = {"collect.source": "simulated", "detect.slice": "3/7"}.get(key, "7")
-    arguments = [*words, *(["x"] if words in (["job", "token"], ["job", "key"], ["alerts", "test"]) else []), "--config", config]
+    subject = ["x"] if words in (["job", "token"], ["job", "key"], ["alerts", "test"]) else []
+    arguments = [*words, *subject, "--config", config]
     runner = CliRunner()
     plain = runner.invoke(app, arguments).exception
     by_option = runner.invoke(app, [*arguments, option.rsplit(maxsplit=1)[-1], value]).exception

@@ -10,9 +10,9 @@ import pytest
 
 from collectors.errors import FieldFailure, SourceClosed
 from collectors.gpu_users import GpuUsers, Holder, Origin, UsersOfGpus
-from collectors.gpu_users.one_look import OneLook
 from collectors.gpu_users.processes import PROC, shows_host
 from collectors.gpu_users.source import BACKOFF_MAX_SECONDS, LOOK_SECONDS, GpuUsersSource
+from collectors.one_look import OneLook
 from telemetry_bus.runtime.clock import ManualClock
 from tests.fakes.pod_resources import answer, kubelet, pod
 from tests.fakes.processes import running

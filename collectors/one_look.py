@@ -1,8 +1,8 @@
 """A blocking look in a thread of its own, with a deadline.
 
 Reading ``/proc/PID/environ`` waits for the process's memory lock, which a process that is stuck in a driver may hold
-for ever. Such a look is left alone, as a thread that does not keep this process from ending; no other is begun while it
-is stuck.
+for ever; a counter of a network card waits for the card. Such a look is left alone, as a thread that does not keep this
+process from ending; no other is begun while it is stuck.
 """
 
 import asyncio
