@@ -175,8 +175,8 @@ class AlertSettings(Strict):
     runbooks: str | None = Field(default=None, description="Base URL of runbooks; the finding's kind is appended.")
     verdicts: bool = Field(
         default=False,
-        description="Tell jobs that asked for it at launch to stop when their numbers are not finite, once a job and day "
-        "(docs/verdicts.md). It is the switch for all of them.",
+        description="Tell jobs that asked for it at launch to stop when their numbers are not finite, once a job and "
+        "day (docs/verdicts.md). It is the switch for all of them.",
     )
 
 
