@@ -32,10 +32,14 @@ app = typer.Typer(
 )
 alerts = typer.Typer(help="Receivers of pages.", no_args_is_help=True, rich_markup_mode=None)
 job = typer.Typer(help="Jobs and their credentials.", no_args_is_help=True, rich_markup_mode=None)
+profiling = typer.Typer(
+    help="Profiling metrics of GPUs, and who else needs the counters.", no_args_is_help=True, rich_markup_mode=None
+)
 buses = typer.Typer(help="The bus itself.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(alerts, name="alerts")
 app.add_typer(buses, name="bus")
 app.add_typer(job, name="job")
+app.add_typer(profiling, name="profiling")
 app.add_typer(bench, name="bench")
 
 Config = Annotated[Path | None, typer.Option("--config", envvar="NANTUCKET_CONFIG", help="Configuration file (TOML).")]
@@ -62,7 +66,10 @@ Simulate = Annotated[
 Source = Annotated[
     str | None,
     typer.Option(
-        "--source", envvar="NANTUCKET_COLLECT__SOURCE", help="Where GPU rows come from: auto, nvml or simulated."
+        "--source",
+        envvar="NANTUCKET_COLLECT__SOURCE",
+        metavar="NAME,...",
+        help="What is read: auto, or some of nvml, simulated, kernel_log, network, gpu_users.",
     ),
 ]
 Socket = Annotated[
@@ -200,7 +207,8 @@ def up(
     from app.up import up as run
 
     settings = _settings(
-        config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
+        config, state=state, bus=bus, collect__simulate=simulate, collect__source=source,
+        collect__socket=socket,
         collect__port=train_port, collect__hz=hz, serve__host=host, serve__port=port, serve__token=token,
     )  # fmt: skip
     run_command(run(settings, frozenset({"collect", "detect", "alert", "serve"}), as_json=as_json))
@@ -228,7 +236,8 @@ def collect(
     from app.up import up as run
 
     settings = _settings(
-        config, state=state, bus=bus, collect__simulate=simulate, collect__source=source, collect__socket=socket,
+        config, state=state, bus=bus, collect__simulate=simulate, collect__source=source,
+        collect__socket=socket,
         collect__port=train_port, collect__hz=hz, metrics__host=metrics_host, metrics__port=metrics_port,
     )  # fmt: skip
     run_command(
@@ -402,6 +411,37 @@ def job_key(
 
     settings = _settings(config, state=state)
     print(key_text(verdict_key(secret_of(settings.state), checked_job(name))))
+
+
+@profiling.command("pause")
+def pause_profiling(
+    minutes: Annotated[float, typer.Option(min=0.1, max=240, callback=finite, help="For how long, at most.")] = 30.0,
+    config: Config = None,
+    state: State = None,
+    socket: Socket = None,
+    as_json: Json = False,
+) -> None:
+    """Leave the profiling counters of this node's GPUs alone, for Nsight or CUPTI."""
+    from app.profiling import switch_profiling
+
+    settings = _settings(config, state=state, collect__socket=socket)
+    run_command(switch_profiling(settings, minutes * 60.0, as_json=as_json))
+
+
+@profiling.command("resume")
+def resume_profiling(config: Config = None, state: State = None, socket: Socket = None, as_json: Json = False) -> None:
+    """Read them again."""
+    from app.profiling import switch_profiling
+
+    run_command(switch_profiling(_settings(config, state=state, collect__socket=socket), 0.0, as_json=as_json))
+
+
+@profiling.command("status")
+def profiling_status(config: Config = None, state: State = None, socket: Socket = None, as_json: Json = False) -> None:
+    """Say whether they are read."""
+    from app.profiling import switch_profiling
+
+    run_command(switch_profiling(_settings(config, state=state, collect__socket=socket), None, as_json=as_json))
 
 
 @buses.command("init")

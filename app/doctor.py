@@ -5,24 +5,23 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rich.console import Console
 from rich.markup import escape
 
 from alerting.errors import AlertingError
 from alerting.store import StoreReader
+from app.checks import Check, Checked, Verdict
 from app.output import console, print_json
 from app.roles.alert import receivers_of
-from app.roles.collect import driver_here
 from app.settings import Settings, SettingsError
+from app.source_checks import source_checks
 from app.tail import missing_log
 from app.wiring import link_options
-from collectors.errors import CollectorError
-from collectors.registry import SourceOptions, build_source
 from collectors.spool import waiting_in
 from telemetry_bus import Topic, open_bus
 from telemetry_bus.embedded import EmbeddedBus, sqlite_version
@@ -42,57 +41,38 @@ CLOCK_STEP_SECONDS_MAX = 0.5
 NTP_SIGNS = ("/run/systemd/timesync/synchronized", "/run/chrony")
 
 
-class Verdict(StrEnum):
-    """How one check came out."""
-
-    OK = "ok"
-    NOTE = "note"
-    """Nothing is wrong, but somebody should know."""
-    FAULT = "fault"
-
-
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """One thing that was looked at; ``remedy`` says what to do where it is a fault."""
-
-    check: str
-    verdict: Verdict
-    found: str
-    remedy: str | None = None
-
-
-Check = Callable[[Settings, Clock], Awaitable[Checked]]
-
-
 async def doctor(settings: Settings, *, as_json: bool) -> int:
     """Run every check, print what it found, and return 1 if there is a fault."""
     out = console(as_json=as_json)
     faults = 0
     for name, check in CHECKS.items():
-        result = await _bounded(name, check, settings)
-        faults += result.verdict is Verdict.FAULT
-        if as_json:
-            print_json(asdict(result))
-            continue
-        mark = {Verdict.OK: "[green]ok  [/]", Verdict.NOTE: "[yellow]note[/]", Verdict.FAULT: "[red]FAULT[/]"}[
-            result.verdict
-        ]
-        out.print(f"{mark} {result.check}: {escape(result.found)}")
-        if result.remedy:
-            out.print(f"      {escape(result.remedy)}")
+        for result in await _bounded(name, check, settings):
+            faults += result.verdict is Verdict.FAULT
+            _say(result, out, as_json=as_json)
     return 1 if faults else 0
 
 
-async def _bounded(name: str, check: Check, settings: Settings) -> Checked:
+def _say(result: Checked, out: Console, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(result))
+        return
+    mark = {Verdict.OK: "[green]ok  [/]", Verdict.NOTE: "[yellow]note[/]", Verdict.FAULT: "[red]FAULT[/]"}
+    out.print(f"{mark[result.verdict]} {result.check}: {escape(result.found)}")
+    if result.remedy:
+        out.print(f"      {escape(result.remedy)}")
+
+
+async def _bounded(name: str, check: Check, settings: Settings) -> Sequence[Checked]:
     try:
         async with asyncio.timeout(CHECK_SECONDS_MAX):
-            return await check(settings, SystemClock())
+            found = await check(settings, SystemClock())
+            return [found] if isinstance(found, Checked) else found
     except TimeoutError:
         remedy = "Something hangs there: look at the process list and the kernel log."
-        return Checked(name, Verdict.FAULT, f"no answer within {CHECK_SECONDS_MAX:.0f} s", remedy)
+        return [Checked(name, Verdict.FAULT, f"no answer within {CHECK_SECONDS_MAX:.0f} s", remedy)]
     except OSError as error:
         remedy = "Mend the owner or mode, or run doctor as the user who runs the roles."
-        return Checked(name, Verdict.FAULT, f"cannot be looked at: {error}", remedy)
+        return [Checked(name, Verdict.FAULT, f"cannot be looked at: {error}", remedy)]
 
 
 async def _state(settings: Settings, _clock: Clock) -> Checked:
@@ -196,21 +176,6 @@ async def _store(settings: Settings, _clock: Clock) -> Checked:
     return Checked("store", Verdict.OK, str(settings.store_path))
 
 
-async def _driver(settings: Settings, clock: Clock) -> Checked:
-    if not driver_here() and settings.collect.source != "nvml":
-        return Checked("driver", Verdict.NOTE, "no NVIDIA driver is loaded on this machine; GPUs can only be simulated")
-    try:
-        async with build_source("nvml", SourceOptions(settings.node), clock) as source:
-            reading = await source.read(clock.now())
-    except CollectorError as error:
-        return Checked("driver", Verdict.FAULT, str(error), "Try nvidia-smi; without NVML this node sends no GPU rows.")
-    rows = 0 if reading.gpus is None else reading.gpus.rows
-    unread = sorted({name for name, _ in reading.failures})
-    if unread:
-        return Checked("driver", Verdict.NOTE, f"{rows} GPUs; not read: {', '.join(unread)}")
-    return Checked("driver", Verdict.OK, f"{rows} GPUs, every field was read")
-
-
 async def _socket(settings: Settings, _clock: Clock) -> Checked:
     path = settings.socket_path
     if not path.exists():
@@ -283,7 +248,7 @@ CHECKS: dict[str, Check] = {
     "bus": _bus,
     "spool": _spool,
     "store": _store,
-    "driver": _driver,
+    "sources": source_checks,
     "training socket": _socket,
     "receivers": _receivers,
     "clock": _clock,

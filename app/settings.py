@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from telemetry_bus.bus import SEPARATOR, Slice
 from telemetry_bus.kafka_options import KafkaOptions
+from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.runtime.secret import Secret
 
 
@@ -81,11 +82,48 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+SourceName = Literal["auto", "nvml", "simulated", "kernel_log", "network", "gpu_users"]
+"""The sources of a node, by their registered names, and the choice of those that fit."""
+
+
+def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the closed set."""
+    if unknown := [name for name in names if name not in GPU_METRIC_NAMES]:
+        raise ValueError(f"expected names of GPU metrics (docs/metrics.md), found {', '.join(map(repr, unknown))}")
+    return names
+
+
 class CollectSettings(Strict):
     """What a node's collector reads and where training jobs deliver."""
 
     hz: Number = Field(default=1.0, gt=0, le=10, description="Samples a second of each GPU.")
-    source: Literal["auto", "nvml", "simulated"] = Field(default="auto", description="Where GPU rows come from.")
+    fast: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_metrics)] = Field(
+        default=(),
+        max_length=16,
+        description="Metrics of GPUs that alone are read anew more often than once a second, where `hz` is above 1. "
+        "None: all that are read each second.",
+    )
+    source: Annotated[tuple[SourceName, ...], BeforeValidator(_words)] = Field(
+        default=("auto",),
+        max_length=8,
+        description="What is read, one or several. `auto`: `nvml` if there is a driver, and beside it the node's "
+        "`kernel_log`, `network` and `gpu_users`; `simulated` if it is asked for.",
+    )
+    profile: bool = Field(
+        default=True,
+        description="Read profiling metrics (GPM) where the GPU has them. `nantucket profiling pause` stops that for a "
+        "while.",
+    )
+    kernel_log: Path = Field(default=Path("/dev/kmsg"), description="Where the kernel's lines are read.")
+    sysfs: Path = Field(default=Path("/sys"), description="Where the kernel shows network cards; of the host.")
+    interfaces: Annotated[tuple[str, ...], BeforeValidator(_words)] = Field(
+        default=(), max_length=64, description="Network cards and interfaces to read (`mlx5_0`, `eth0`). None: all."
+    )
+    procfs: Path = Field(default=Path("/proc"), description="Where the kernel shows processes; of the host.")
+    pod_resources: Path = Field(
+        default=Path("/var/lib/kubelet/pod-resources/kubelet.sock"),
+        description="Socket on which the kubelet says which pod has which GPU.",
+    )
     simulate: Whole = Field(default=0, ge=0, le=400_000, description="Simulated GPUs, always marked as simulated.")
     seed: Whole = Field(default=0, ge=0, description="Seed of the simulated fleet.")
     socket: Path | None = Field(
@@ -301,7 +339,15 @@ PREFIX = "NANTUCKET_"
 SLICES_MAX = 1_024
 """More slices than partitions read nothing."""
 SECRET_BYTES = 32
-SECRET_KEYS = frozenset({"serve.token", "alert.heartbeat_url", "gateway.token", "link.token", "kafka.password"})
+SECRET_KEYS = frozenset(
+    {
+        "serve.token",
+        "alert.heartbeat_url",
+        "gateway.token",
+        "link.token",
+        "kafka.password",
+    }
+)
 """Keys whose value a message never shows; all below ``receivers`` besides."""
 FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
 """Variables with our prefix that are not keys: the SDK's, and the path of the file itself."""
@@ -438,7 +484,8 @@ def _shown(key: str, value: Any) -> str:
     """``value`` as a message may show it: whatever is or may hold a secret is not shown."""
     if isinstance(value, Mapping):
         return "a table"
-    return "***" if key.startswith("receivers.") or key in SECRET_KEYS else repr(value)
+    place = key.rstrip("0123456789").rstrip(".")  # of a list, as its items
+    return "***" if key.startswith("receivers.") or place in SECRET_KEYS else repr(value)
 
 
 def _meaning(place: tuple[int | str, ...]) -> str:

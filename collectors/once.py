@@ -1,17 +1,22 @@
 """Every source read once, as rows that a person or a script can look at."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from collectors.errors import SourceUnavailable
 from collectors.framing import event_batch
-from collectors.source import Source
+from collectors.source import Column, GpuRows, Source
 from telemetry_bus.frames import batch_of
 from telemetry_bus.json_text import NON_FINITE
 from telemetry_bus.runtime.clock import Clock
 
+RATE_SECONDS = 1.0
+"""Between the two readings of which a rate is made; it is what passes between two readings of a collector."""
 _FIRST = {
     "gpu/1": ("node", "gpu", "uuid"),
     "link/1": ("node", "kind", "device", "port"),
@@ -19,23 +24,60 @@ _FIRST = {
 }
 
 
-async def collect_once(sources: Sequence[Source], clock: Clock, *, region: str | None = None) -> list[dict[str, Any]]:
-    """What would be sent, a dictionary a row; ``None`` where absent, for ``telemetry_bus.json_text.dumps``.
+class Once(NamedTuple):
+    """What would be sent, a dictionary a row, and which optional sources could not be opened, by name with what to do.
 
-    Opens and closes the sources. Raises what opening one raises. ``time`` is UTC seconds.
+    In a row ``time`` is UTC seconds, and what is absent is ``None``; it is for ``telemetry_bus.json_text.dumps``.
     """
+
+    rows: list[dict[str, Any]]
+    unavailable: dict[str, str]
+
+
+async def collect_once(
+    sources: Sequence[Source], clock: Clock, *, optional: Sequence[Source] = (), region: str | None = None
+) -> Once:
+    """Open, read and close one source after the other. Raises what the opening of one of ``sources`` raises."""
+    once = Once([], {})
+    for source in (*sources, *optional):
+        try:
+            once.rows.extend(await _read_once(source, clock, region))
+        except SourceUnavailable as error:
+            if source in sources:
+                raise
+            once.unavailable[source.name] = str(error)
+    return once
+
+
+async def _read_once(source: Source, clock: Clock, region: str | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for source in sources:
-        async with source:
-            now = clock.now()
-            reading = await source.read(now)
-        if reading.gpus is not None:
-            rows += _rows("gpu/1", batch_of("gpu/1", reading.gpus.columns(now, region)))
-        if reading.links is not None:
-            rows += _rows("link/1", batch_of("link/1", reading.links.columns(now, region)))
-        if reading.events:
-            rows += _rows("event/1", event_batch(reading.events, now, region))
+    async with source:
+        now = clock.now()
+        reading = await source.read(now)
+        gpus = None if reading.gpus is None else await _with_rates(source, reading.gpus, clock)
+    if gpus is not None:
+        rows += _rows("gpu/1", batch_of("gpu/1", gpus.columns(now, region)))
+    if reading.links is not None:
+        rows += _rows("link/1", batch_of("link/1", reading.links.columns(now, region)))
+    if reading.events:
+        rows += _rows("event/1", event_batch(reading.events, now, region))
     return rows
+
+
+async def _with_rates(source: Source, first: GpuRows, clock: Clock) -> GpuRows:
+    """The rows with what only a second reading gives: rates, and the shares of profiling."""
+    await asyncio.sleep(RATE_SECONDS)
+    second = (await source.read(clock.now())).gpus
+    if second is None or not second.uuid.equals(first.uuid):
+        return first
+    metrics = {name: _either(second.metrics.get(name), column) for name, column in first.metrics.items()}
+    return replace(first, metrics={**second.metrics, **metrics})
+
+
+def _either(newer: Column | None, older: Column) -> Column:
+    if newer is None:
+        return older
+    return Column(np.where(newer.valid, newer.values, older.values), newer.valid | older.valid)
 
 
 def _rows(schema_id: str, batch: pa.RecordBatch) -> list[dict[str, Any]]:

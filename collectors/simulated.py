@@ -6,7 +6,7 @@ give the same numbers.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -149,6 +149,10 @@ class SimulatedSource:
         if not self._open:
             raise SourceClosed(self.name)
         return await asyncio.to_thread(self.reading, now)
+
+    def unreadable(self) -> Sequence[str]:
+        """Nothing: there is nothing to be read."""
+        return ()
 
     def reading(self, now: float) -> SourceReading:
         """The same without a loop, for generators of load."""

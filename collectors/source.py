@@ -178,3 +178,7 @@ class Source(Protocol):
     async def read(self, now: float) -> SourceReading:
         """Read everything once. ``now`` is UTC seconds. Raises nothing for what the driver or a GPU does."""
         ...
+
+    def unreadable(self) -> Sequence[str]:
+        """What it could not read and why, in words for a person; empty if there is nothing to say."""
+        ...

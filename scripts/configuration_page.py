@@ -106,7 +106,7 @@ def _default(key: Key) -> str:
         return MACHINES_OWN[key.place]
     default = key.schema["default"]
     if isinstance(default, list):
-        return ", ".join(f"`{item}`" for item in default)
+        return ", ".join(f"`{item}`" for item in default) or "none"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     return "none" if default is None else f"`{default}`"

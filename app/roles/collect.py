@@ -1,5 +1,6 @@
 """The collector's role: what a node reads, and the listener for its training jobs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from app.way_up import way_up
 from app.wiring import Wiring
 from collectors.agent import NodeAgent
 from collectors.credentials import JobCredentials
-from collectors.registry import SourceOptions, build_source
+from collectors.registry import BESIDE_GPUS, SourceOptions, build_source
 from collectors.source import Source
 from collectors.training import TrainingListener
 from collectors.verdict_desk import VerdictDesk
@@ -22,54 +23,99 @@ LOOPBACK = "127.0.0.1"
 
 
 async def start(wiring: Wiring) -> None:
-    """A node's GPUs, and the listener for its training jobs."""
+    """What a node reads, and the listener for its training jobs."""
     settings = wiring.settings
-    sources = sources_of(settings, wiring.clock)
-    simulated = bool(sources) and all(source.name == "simulated" for source in sources)
+    options = source_options(settings)
+    chosen = chosen_sources(settings, options, wiring.clock)
+    simulated = [source.name for source in (*chosen.named, *chosen.found)] == ["simulated"]
     publish = (await way_up(wiring, simulated=simulated)).publish
     desk = VerdictDesk(verdict_feed(wiring))
-    listener = await wiring.stack.enter_async_context(_listener(settings, wiring.clock, publish, desk))
+    listener = await wiring.stack.enter_async_context(_listener(wiring, publish, options, desk))
     wiring.said["socket"] = str(settings.socket_path)
     if listener.tcp_address is not None:
         wiring.said["train_port"] = f"http://{listener.tcp_address[0]}:{listener.tcp_address[1]}"
     wiring.gauges.add(lambda: listener_metrics(listener.counters))
     wiring.gauges.add(lambda: verdict_desk_metrics(desk))
-    if not sources:
-        note = "No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones."
-        wiring.said.setdefault("notes", []).append(note)
+    if not (chosen.named or chosen.found):
+        _note(wiring, "No GPU is read here: no NVIDIA driver was found. Use --simulate N for simulated ones.")
         return
     agent = NodeAgent(
-        sources, publish, wiring.clock, node=settings.node, region=settings.region, hz=settings.collect.hz
+        chosen.named,
+        publish,
+        wiring.clock,
+        node=settings.node,
+        optional=chosen.found,
+        region=settings.region,
+        hz=settings.collect.hz,
     )
     await wiring.stack.enter_async_context(agent)
     wiring.gauges.add(lambda: collector_metrics(agent))
+    for name, why in agent.unavailable.items():
+        _note(wiring, f"{name} is not read, and is tried again: {why}")
 
 
-def _listener(settings: Settings, clock: Clock, publish: Any, desk: VerdictDesk) -> TrainingListener:
+def _note(wiring: Wiring, text: str) -> None:
+    wiring.said.setdefault("notes", []).append(text)
+
+
+def _listener(wiring: Wiring, publish: Any, options: SourceOptions, desk: VerdictDesk) -> TrainingListener:
+    settings = wiring.settings
     port = settings.collect.port
     make_folder_of(settings.socket_path, "collect.socket")
     return TrainingListener(
         publish,
-        clock,
+        wiring.clock,
         node=settings.node,
         region=settings.region,
         unix_path=settings.socket_path,
         tcp=None if port is None else (LOOPBACK, port),
         credentials=JobCredentials(Secret(secret_of(settings.state))),
         verdicts=desk,
+        profiling=options.profiling,
+        users=options.users,
     )
 
 
-def sources_of(settings: Settings, clock: Clock) -> list[Source]:
-    """The sources of GPU rows: the one that is named, else this machine's GPUs, and simulated ones if asked for."""
-    chosen, simulated = settings.collect.source, settings.collect.simulate
-    options = SourceOptions(settings.node, simulated_gpus=simulated or 8, seed=settings.collect.seed)
-    if chosen == "auto":
-        names = ["nvml"] if driver_here() else []
-        names += ["simulated"] if simulated else []
-    else:
-        names = [chosen]
-    return [build_source(name, options, clock) for name in names]
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The sources of a node, not yet open: those that were named must be there, those that ``auto`` found may be."""
+
+    named: tuple[Source, ...]
+    found: tuple[Source, ...]
+
+
+def chosen_sources(settings: Settings, options: SourceOptions, clock: Clock) -> Chosen:
+    """What this node reads, each source once; GPUs come first, so that the others know them."""
+    named = tuple(name for name in settings.collect.source if name != "auto")
+    found = tuple(name for name in _automatic(settings) if name not in named)
+    made = {name: build_source(name, options, clock) for name in dict.fromkeys(named + found)}
+    return Chosen(tuple(made[name] for name in dict.fromkeys(named)), tuple(made[name] for name in found))
+
+
+def _automatic(settings: Settings) -> list[str]:
+    if "auto" not in settings.collect.source:
+        return []
+    real = ["nvml", *BESIDE_GPUS] if driver_here() else []
+    asked = ["simulated"] if settings.collect.simulate else []
+    return real + asked
+
+
+def source_options(settings: Settings, *, keeps: bool = True) -> SourceOptions:
+    """What the settings say to sources, with what they share. Who only looks ``keeps`` nothing of what was read."""
+    chosen = settings.collect
+    return SourceOptions(
+        settings.node,
+        simulated_gpus=chosen.simulate or 8,
+        seed=chosen.seed,
+        fast=chosen.fast,
+        profile=chosen.profile,
+        kernel_log=chosen.kernel_log,
+        kernel_log_state=settings.state / "kernel-log.json" if keeps else None,
+        sysfs=chosen.sysfs,
+        interfaces=chosen.interfaces,
+        proc=chosen.procfs,
+        pod_resources=chosen.pod_resources,
+    )
 
 
 def driver_here() -> bool:

@@ -113,6 +113,11 @@ class NvmlSource:
         self._answered()
         return SourceReading(reading[0], self._take_events(), reading[1])
 
+    def unreadable(self) -> Sequence[str]:
+        """Why the driver gives nothing, and which GPUs it does not reach."""
+        lost = [f"GPU {index} is lost" for index in sorted(self._lost)]
+        return [self._silent_because, *lost] if self._silent_because else lost
+
     async def _start(self) -> None:
         self.starts += 1
         child = await Child.start(self.config.environment)

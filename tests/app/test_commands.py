@@ -28,10 +28,11 @@ from telemetry_bus.schemas import SCHEMAS
 from telemetry_bus.topics import Topic
 from tests.app.commands import REPOSITORY, configured, in_this_process, nantucket
 from tests.fakes.nvml.library import FakeDriver, compile_fake
+from tests.fakes.sysfs import DOWN, Sysfs
 from tests.fakes.webhook_server import SECRET, Answer, WebhookServer
 
 READY_SECONDS = 50.0
-CHECKS = ["state", "bus", "spool", "store", "driver", "training socket", "receivers", "clock"]
+CHECKS = ["state", "bus", "spool", "store", "nvml", "simulated", "training socket", "receivers", "clock"]
 IDENTITY = ("schema", "node", "gpu", "uuid")
 
 
@@ -306,3 +307,49 @@ def test_when_one_part_fails_only_what_went_wrong_is_said() -> None:
     broken = BaseExceptionGroup("outer", [closed, BaseExceptionGroup("inner", [fault])])
     assert explain(broken) is None
     assert fault_of(broken) is fault
+
+
+async def test_doctor_says_of_each_source_what_it_reads_and_what_it_could_not_and_why(tmp_path: Path) -> None:
+    """A log that is not there is a fault where it was named; a link that is down is a note."""
+    sysfs = Sysfs(tmp_path / "sys")
+    sysfs.link(sysfs.infiniband("mlx5_0"), DOWN)
+    sysfs.ethernet("eth0")
+    ended = await nantucket(
+        "doctor", "--json", "--state", tmp_path / "state", NANTUCKET_COLLECT__SOURCE="kernel_log,network",
+        NANTUCKET_COLLECT__KERNEL_LOG=str(tmp_path / "absent"), NANTUCKET_COLLECT__SYSFS=str(sysfs.root),
+    )  # fmt: skip
+    rows = {row["check"]: row for row in ended.rows}
+    assert ended.status == 1
+    assert rows["kernel_log"]["verdict"] == "fault"
+    assert "mount the host's /dev/kmsg" in rows["kernel_log"]["found"]
+    assert rows["network"]["verdict"] == "note"
+    assert "2 link rows" in rows["network"]["found"]
+    assert "no link: mlx5_0/1" in rows["network"]["found"]
+
+
+async def test_collecting_once_prints_links_and_names_what_cannot_be_read(tmp_path: Path) -> None:
+    """A person sees what this node would send, and on standard error what is missing."""
+    sysfs = Sysfs(tmp_path / "sys")
+    sysfs.infiniband("mlx5_0")
+    ended = await nantucket(
+        "collect", "--once", "--json", "--state", tmp_path / "state", "--source", "network",
+        NANTUCKET_COLLECT__SYSFS=str(sysfs.root),
+    )  # fmt: skip
+    (row,) = ended.rows
+    assert (row["schema"], row["device"], row["port"], row["rate_gigabits_per_second"]) == (
+        "link/1",
+        "mlx5_0",
+        1,
+        400.0,
+    )
+    assert row["gpu"] is None
+
+
+async def test_a_collector_whose_named_source_cannot_be_opened_says_what_to_do(tmp_path: Path) -> None:
+    """Nobody believes to be watched who is not."""
+    ended = await nantucket(
+        "collect", "--once", "--state", tmp_path / "state", "--source", "kernel_log",
+        NANTUCKET_COLLECT__KERNEL_LOG=str(tmp_path / "absent"),
+    )  # fmt: skip
+    assert ended.status == 1
+    assert "mount the host's /dev/kmsg" in " ".join(ended.lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app import doctor
+from app.checks import Checked, Verdict
 from app.settings import load
 from telemetry_bus import Topic
 from telemetry_bus.bus import Positions
@@ -49,6 +50,7 @@ async def test_a_topic_that_is_missing_is_a_fault(
     monkeypatch.setattr(doctor, "open_bus", opened)
     settings = load(None, {"state": str(tmp_path), "bus": URL})
     checked = await doctor.CHECKS["bus"](settings, SystemClock())
-    assert checked.verdict is doctor.Verdict.FAULT
+    assert isinstance(checked, Checked)
+    assert checked.verdict is Verdict.FAULT
     assert f"no topic {missing}" in checked.found
     assert "nantucket bus init" in checked.found

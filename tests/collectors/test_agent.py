@@ -341,7 +341,7 @@ async def test_collecting_once_gives_rows_with_null_where_absent(fake_driver: Fa
     fake_driver.say("power_usage", "71100", gpu=0)
     fake_driver.say("power_usage", library.NOT_SUPPORTED, gpu=1)
     clock = ManualClock()
-    rows = await collect_once([NvmlGpus("node-1", environment=fake_driver.environment).build(clock)], clock)
+    rows, _ = await collect_once([NvmlGpus("node-1", environment=fake_driver.environment).build(clock)], clock)
     assert [row["schema"] for row in rows] == ["gpu/1", "gpu/1", "event/1"]
     assert [row["power_watts"] for row in rows[:2]] == [71.1, None]
     assert [(row["node"], row["gpu"], row["uuid"]) for row in rows[:2]] == [
@@ -363,11 +363,12 @@ async def test_collecting_once_keeps_nan_zero_and_absent_apart() -> None:
         async def read(self, now: float) -> SourceReading:
             reading = await super().read(now)
             assert reading.gpus is not None
-            for name, value in {"temperature_celsius": float("nan"), "power_limit_watts": None}.items():
+            odd = {"temperature_celsius": float("nan"), "power_watts": 0.0, "power_limit_watts": None}
+            for name, value in odd.items():
                 reading.gpus.metrics[name] = Column.of(name, [value])  # type: ignore[index]
             return reading
 
-    (row,) = await collect_once([Odd()], ManualClock())
+    ((row,), _) = await collect_once([Odd()], ManualClock())
     printed = json.loads(dumps(row))
     assert [printed[name] for name in ("temperature_celsius", "power_watts", "power_limit_watts")] == ["NaN", 0.0, None]
 

@@ -153,3 +153,7 @@ class CountingSource:
             [("node-1", 1)], power.values.astype("int32") * 0, pa.array(["GPU-0"]), False, {"power_watts": power}
         )
         return SourceReading(rows, events)
+
+    def unreadable(self) -> Sequence[str]:
+        """Nothing."""
+        return ()

@@ -1,5 +1,6 @@
-"""The contract of a source of GPU rows, held by every implementation alike."""
+"""The contract of a source, held by every implementation alike; and what one of GPUs holds besides."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,17 +8,24 @@ import pytest
 
 from collectors.errors import SourceClosed
 from collectors.framing import Framer
+from collectors.gpu_users import GpuUsers, UsersOfGpus
+from collectors.kernel_log import KernelLog
+from collectors.network import Network
 from collectors.nvml.source import NvmlGpus
-from collectors.registry import SOURCES
+from collectors.registry import BESIDE_GPUS, SOURCES
 from collectors.simulated import SimulatedFleet
-from collectors.source import METRICS, GpuRows, Source
+from collectors.source import LINKS, METRICS, GpuRows, Source
+from collectors.xids import XidLedger
 from telemetry_bus import decode, encode
 from telemetry_bus.runtime.clock import ManualClock
 from telemetry_bus.schemas import EventKind
 from tests.fakes.nvml.library import FakeDriver, compile_fake
+from tests.fakes.sysfs import Sysfs
 
 NOW = 1_700_000_000.0
 MakeSource = Callable[[], Source]
+Makers = dict[str, MakeSource]
+GPU_SOURCES = sorted(SOURCES.keys() - set(BESIDE_GPUS))
 
 
 @pytest.fixture(scope="module")
@@ -26,17 +34,38 @@ def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_fake(tmp_path_factory.mktemp("nvml"))
 
 
-@pytest.fixture(params=sorted(SOURCES))
-def make_source(request: pytest.FixtureRequest, fake_library: Path, tmp_path: Path) -> MakeSource:
-    """Return a maker of the source under test, each with GPUs to read."""
+@pytest.fixture
+def makers(fake_library: Path, tmp_path: Path) -> Makers:
+    """Return a maker of every source, each with something to read."""
     driver = FakeDriver(fake_library, tmp_path / "nvml")
-    makers: dict[str, MakeSource] = {
-        "nvml": lambda: NvmlGpus("node-1", environment=driver.environment).build(ManualClock()),
+    sysfs = Sysfs(tmp_path / "sys")
+    sysfs.infiniband("mlx5_0")
+    sysfs.ethernet("eth0")
+    (log := tmp_path / "kern.log").write_text("")
+    users = GpuUsers("node-1")
+    users.saw_processes("GPU-0", None, [os.getpid()], NOW)
+    clock = ManualClock()
+    return {
+        "nvml": lambda: NvmlGpus("node-1", environment=driver.environment).build(clock),
         "simulated": lambda: SimulatedFleet(12).build(),
+        "kernel_log": lambda: KernelLog("node-1", XidLedger("node-1"), log).build(clock),
+        "network": lambda: Network("node-1", sysfs.root).build(clock),
+        "gpu_users": lambda: UsersOfGpus("node-1", users, socket=tmp_path / "absent").build(clock),
     }
-    maker: MakeSource = makers[request.param]
+
+
+@pytest.fixture(params=sorted(SOURCES))
+def make_any(request: pytest.FixtureRequest, makers: Makers) -> MakeSource:
+    """Return a maker of the source under test, whatever it reads."""
+    maker = makers[request.param]
     assert maker().name == request.param
     return maker
+
+
+@pytest.fixture(params=GPU_SOURCES)
+def make_source(request: pytest.FixtureRequest, makers: Makers) -> MakeSource:
+    """Return a maker of the source of GPUs under test."""
+    return makers[request.param]
 
 
 def rows_of(rows: GpuRows | None) -> GpuRows:
@@ -111,9 +140,38 @@ async def test_rows_and_events_agree_on_whether_they_are_simulated(make_source: 
     assert {event.simulated for event in reading.events} == {expected}
 
 
-async def test_reading_before_opening_or_after_closing_is_refused(make_source: MakeSource) -> None:
+async def test_whatever_a_source_gives_becomes_frames_that_any_reader_takes(make_any: MakeSource) -> None:
+    """Rows of GPUs and of links, and events: all of it passes the bus's own validation."""
+    async with make_any() as source:
+        reading = await source.read(NOW)
+    framer = Framer("eu-1")
+    frames = list(framer.event_frames(reading.events, NOW))
+    if reading.gpus is not None:
+        frames += framer.gpu_frames(reading.gpus, NOW)
+    if reading.links is not None:
+        assert reading.links.metrics.keys() <= LINKS.keys()
+        frames += framer.link_frames(reading.links, NOW)
+    for frame in frames:
+        assert decode(encode(frame)) == frame
+
+
+async def test_what_could_not_be_read_is_said_in_words(make_any: MakeSource) -> None:
+    """A person reads it: texts, and none that is empty."""
+    async with make_any() as source:
+        await source.read(NOW)
+        said = source.unreadable()
+    assert all(text.strip() for text in said)
+
+
+async def test_a_source_says_how_often_it_wants_to_be_read(make_any: MakeSource) -> None:
+    """At the agent's own pace, or at one of its own."""
+    async with make_any() as source:
+        assert source.period_seconds is None or source.period_seconds > 0
+
+
+async def test_reading_before_opening_or_after_closing_is_refused(make_any: MakeSource) -> None:
     """A source lives inside its `async with`."""
-    source = make_source()
+    source = make_any()
     with pytest.raises(SourceClosed, match="async with"):
         await source.read(NOW)
     async with source:
@@ -122,9 +180,9 @@ async def test_reading_before_opening_or_after_closing_is_refused(make_source: M
         await source.read(NOW)
 
 
-async def test_closing_twice_does_nothing_more(make_source: MakeSource) -> None:
+async def test_closing_twice_does_nothing_more(make_any: MakeSource) -> None:
     """Closing is idempotent."""
-    source = make_source()
+    source = make_any()
     async with source:
         pass
     await source.__aexit__(None, None, None)

@@ -58,9 +58,7 @@ class Rank:
 def test_a_rank_that_heard_and_saw_is_stopped_once() -> None:
     """The error says where it stops and where it began; a job that goes on nevertheless is left alone."""
     rank = Rank().hears().saw_nan()
-    with pytest.raises(
-        nantucket.Diverged, match="at step 9: the numbers are not finite since step 7"
-    ) as caught:
+    with pytest.raises(nantucket.Diverged, match="at step 9: the numbers are not finite since step 7") as caught:
         rank.heed.at(9)
     assert (caught.value.step, caught.value.bad_step) == (9, 7)
     rank.heed.at(10)
