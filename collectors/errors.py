@@ -29,6 +29,8 @@ class FieldFailure(StrEnum):
     """The driver has it and does not give it to this user."""
     GPU_LOST = "gpu_lost"
     """The GPU does not answer any more."""
+    RESET_REQUIRED = "reset_required"
+    """The GPU gives nothing until it is reset."""
     DRIVER_ERROR = "driver_error"
     """Any other code of the driver."""
     NO_ANSWER = "no_answer"

@@ -21,15 +21,18 @@ class Dropped:
     simulated: bool
 
 
+Waiting = tuple[Topic, Frame]
+
+
 class FrameQueue:
     """One reader, many writers, all in one loop. ``put`` never waits."""
 
     def __init__(self, frames_max: int = QUEUE_FRAMES_MAX, bytes_max: int = QUEUE_BYTES_MAX) -> None:
         self._frames_max, self._bytes_max = frames_max, bytes_max
-        self._events: deque[Frame] = deque()
-        self._rows: deque[Frame] = deque()
+        self._events: deque[Waiting] = deque()
+        self._rows: deque[Waiting] = deque()
         self._bytes = 0
-        self._held: Frame | None = None
+        self._held: Waiting | None = None
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -40,7 +43,7 @@ class FrameQueue:
 
     def put(self, topic: Topic, frame: Frame) -> list[Dropped]:
         """Let ``frame`` wait; return what had to go for it."""
-        (self._events if topic is Topic.EVENTS else self._rows).append(frame)
+        (self._events if topic is Topic.EVENTS else self._rows).append((topic, frame))
         self._bytes += frame.batch.nbytes
         self._idle.clear()
         self._changed.set()
@@ -54,22 +57,21 @@ class FrameQueue:
         """Drop everything, what was taken and is not done included."""
         if self._held is not None:
             self._rows.append(self._held)
-            self._bytes += self._held.batch.nbytes
+            self._bytes += self._held[1].batch.nbytes
             self.done()
         dropped = [self._drop(lane) for lane in (self._events, self._rows) for _ in range(len(lane))]
         self._idle.set()
         return dropped
 
-    async def take(self) -> tuple[Topic, Frame]:
+    async def take(self) -> Waiting:
         """Take the next frame out, waiting for one; say :meth:`done` afterwards."""
         while not len(self):
             self._changed.clear()
             await self._changed.wait()
-        topic, lane = (Topic.EVENTS, self._events) if self._events else (Topic.GPU, self._rows)
-        self._held = lane.popleft()
-        self._bytes -= self._held.batch.nbytes
+        self._held = (self._events or self._rows).popleft()
+        self._bytes -= self._held[1].batch.nbytes
         self._idle.clear()
-        return topic, self._held
+        return self._held
 
     def done(self) -> None:
         """What was taken needs no more care."""
@@ -81,8 +83,8 @@ class FrameQueue:
         """Wait until nothing waits and nothing is on its way."""
         await self._idle.wait()
 
-    def _drop(self, lane: deque[Frame]) -> Dropped:
-        gone = lane.popleft()
+    def _drop(self, lane: deque[Waiting]) -> Dropped:
+        _, gone = lane.popleft()
         self._bytes -= gone.batch.nbytes
         simulated = bool(gone.rows) and bool(gone.batch.column("simulated")[0].as_py())
         return Dropped(gone.rows, simulated)

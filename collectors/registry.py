@@ -61,7 +61,15 @@ class SourceOptions:
 
 
 def _nvml(options: SourceOptions, clock: Clock) -> Source:
-    return NvmlGpus(options.node, environment=options.environment, users=options.users).build(clock)
+    return NvmlGpus(
+        options.node,
+        environment=options.environment,
+        fast=options.fast,
+        profile=options.profile,
+        profiling=options.profiling,
+        xids=options.xids,
+        users=options.users,
+    ).build(clock)
 
 
 def _simulated(options: SourceOptions, clock: Clock) -> Source:

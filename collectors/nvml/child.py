@@ -1,9 +1,10 @@
-"""The process that talks to the driver: ``python -m collectors.nvml.child``.
+"""The process that talks to the driver: ``python -m collectors.nvml.child [METRIC ...]``.
 
-It is killed when a call hangs, so it holds nothing that matters. It imports neither pyarrow nor numpy. On its standard
-output it writes one JSON line when it has started (or why it has not), and then one for each line on its standard
-input, which is the request's number and its time in UTC seconds. It ends with its standard input, and dies with its
-parent.
+It is killed when the driver hangs as a whole, so it holds nothing that matters. It imports neither pyarrow nor numpy.
+On its standard output it writes JSON lines: one when it has started (or why it has not), one for each line on its
+standard input, and one for each XID, whenever it comes. A line on its input is the request's number, its time in UTC
+seconds, and 1 or 0 for whether profiling may be read. The arguments are the metrics that are read at every request; the
+others are read once a second or more rarely. It ends with its standard input, and dies with its parent.
 """
 
 import ctypes
@@ -11,93 +12,115 @@ import json
 import os
 import signal
 import sys
-import time
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 from collectors.cost_class import CostClass, Schedule
+from collectors.errors import FieldFailure
 from collectors.nvml.driver import Device, Driver, DriverFault
-from collectors.nvml.sampling import GpuReader, Sample, lost_sample
+from collectors.nvml.driver_events import EventSet
+from collectors.nvml.gpus import Gpu
+from collectors.nvml.patience import Patient
 
 _PR_SET_PDEATHSIG = 1
 EXIT_NO_DRIVER = 3
+EXIT_DRIVER_GONE = 4
+_writing = threading.Lock()
+Answer = list[dict[str, Any]]
 
 
-class Gpu:
-    """One GPU of the child. What was never learned of it (its uuid, its name) is ``None``."""
+class Reader:
+    """Answers the requests."""
 
-    def __init__(self, driver: Driver, index: int) -> None:
-        self._driver, self.index = driver, index
-        self._device: Device | None = None
-        self._reader: GpuReader | None = None
-        self.uuid: str | None = None
-        self.name: str | None = None
-        self.unknown: str | None = None
-        self._find()
+    def __init__(self, driver: Driver, gpus: Sequence[Gpu], fast: frozenset[str]) -> None:
+        self._driver, self._gpus = driver, gpus
+        self._fast = fast or None
+        self._schedule = Schedule()
+        self._patient: Patient[Gpu, Answer] = Patient(gpus)
+        self.gone: str | None = None
+        """Why this process is of no more use: the driver was unloaded, or loaded again under it."""
 
-    def read(self, due: frozenset[CostClass]) -> list[dict[str, Any]]:
-        """What is due of it and of its MIG instances, as it goes over the pipe."""
-        device = self._find()
-        if device is not None and self._reader is None:
-            self._reader = GpuReader(device)
-        parts = [lost_sample()] if self._reader is None else self._reader.read(time.monotonic(), due)
-        lost = parts[0].lost
-        if lost:
-            # A handle from before a reset does not come back to life.
-            self._device = None
-            self._close()
-        return [
-            {"gpu": self.index, "instance": part.instance, "uuid": part.uuid or self.uuid, "lost": lost} | _plain(part)
-            for part in parts
-        ]
+    def answer(self, line: str) -> dict[str, Any]:
+        """The answer to one line."""
+        request, now, profile = line.split()
+        due = self._schedule.due(float(now))
+        if self._fast is None:
+            due |= {CostClass.SECOND}
+        answers = self._patient.read(lambda gpu: gpu.read(due, profile == "1", self._fast))
+        said: dict[str, Any] = {"request": int(request), "gpus": [part for _, parts in answers for part in parts]}
+        if stuck := self._patient.stuck:
+            said["hung"] = [gpu.index for gpu in stuck]
+        elif CostClass.RARE in due or _is_in_trouble(said["gpus"]):
+            self._look_for_others(said)
+        return said
 
-    def _close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    def _find(self) -> Device | None:
-        """Its handle, ``None`` if it has none now. What could not be learned of it is asked again the next time."""
+    def _look_for_others(self, said: dict[str, Any]) -> None:
+        """Whether there are other GPUs than before, or no driver at all."""
         try:
-            if self._device is None:
-                self._device = self._driver.device(self.index)
-            self.uuid = self._device.uuid() if self.uuid is None else self.uuid
-            self.name = self._device.name() if self.name is None else self.name
+            said["count"] = self._driver.count()
         except DriverFault as fault:
-            # Named in the reading: its fields fail with the same reason, or it has a row without a uuid.
-            self.unknown = str(fault)
-        return self._device
+            if fault.needs_restart:
+                self.gone = str(fault)
 
 
-def main() -> int:
+def _is_in_trouble(parts: Answer) -> bool:
+    return any(FieldFailure.DRIVER_ERROR in part["failures"].values() for part in parts)
+
+
+def main(arguments: Sequence[str]) -> int:
     """Serve until standard input ends."""
     _die_with_parent()
     driver = Driver()
     try:
         driver.open()
-        version = driver.version()
+        versions = driver.versions()
         gpus = [Gpu(driver, index) for index in range(driver.count())]
     except DriverFault as fault:
         _write({"ready": False, "library_missing": fault.library_missing, "message": str(fault)})
         return EXIT_NO_DRIVER
-    known = [{"gpu": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "unknown": gpu.unknown} for gpu in gpus]
-    _write({"ready": True, "driver_version": version, "gpus": known})
-    schedule = Schedule()
+    _write({"ready": True, **versions, "gpus": [gpu.known() for gpu in gpus]})
+    threading.Thread(target=_hear_xids, args=[gpus], daemon=True, name="xids").start()
+    reader = Reader(driver, gpus, frozenset(arguments))
     for line in sys.stdin:
-        request, now = line.split()
-        due = schedule.due(float(now))
-        _write({"request": int(request), "gpus": [part for gpu in gpus for part in gpu.read(due)]})
-    driver.close()
+        answer = reader.answer(line)
+        if reader.gone is not None:
+            _write({"gone": reader.gone})
+            return EXIT_DRIVER_GONE
+        _write(answer)
     return 0
 
 
-def _plain(made: Sample) -> dict[str, Any]:
-    pids = {} if made.pids is None else {"pids": made.pids}
-    return {"values": made.values, "failures": made.failures, **pids}
+def _hear_xids(gpus: Sequence[Gpu]) -> None:
+    """Pass on what the driver tells, until it refuses to: then XIDs come from the kernel's log alone."""
+    heard: dict[int, Device] = {}
+    try:
+        events = EventSet()
+        while True:
+            _register(events, gpus, heard)
+            if (found := events.wait()) is not None:
+                _write({"xid": found.code, "pci": found.device.pci(), "uuid": found.device.uuid()})
+    except DriverFault as fault:
+        _write({"xids": str(fault)})
+
+
+def _register(events: EventSet, gpus: Sequence[Gpu], heard: dict[int, Device]) -> None:
+    """Hear of every GPU by the handle that it has now: after a reset it has another one."""
+    for gpu in gpus:
+        device = gpu.device
+        if device is None or heard.get(gpu.index) is device:
+            continue
+        heard[gpu.index] = device
+        try:
+            events.register(device)
+        except DriverFault as fault:
+            _write({"xids": f"GPU {gpu.index} tells none: {fault}"})
 
 
 def _write(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+    with _writing:
+        sys.stdout.write(json.dumps(message, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
 
 
 def _die_with_parent() -> None:
@@ -110,4 +133,6 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main(sys.argv[1:])
+    # Without the clearing up of an interpreter, which would wait for a thread that hangs in the driver.
+    os._exit(status)

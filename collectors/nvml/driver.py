@@ -42,7 +42,15 @@ _REASONS = {
     pynvml.NVML_ERROR_NO_PERMISSION: FieldFailure.NOT_PERMITTED,
     pynvml.NVML_ERROR_GPU_IS_LOST: FieldFailure.GPU_LOST,
     pynvml.NVML_ERROR_GPU_NOT_FOUND: FieldFailure.GPU_LOST,
+    pynvml.NVML_ERROR_RESET_REQUIRED: FieldFailure.RESET_REQUIRED,
 }
+RESTART_CODES = frozenset(
+    {
+        pynvml.NVML_ERROR_UNINITIALIZED,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
+    }
+)
 _PROCESSES = (
     (pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
     (pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3, pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v2),
@@ -69,6 +77,11 @@ class DriverFault(Exception):
         return self.code == int(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
     @property
+    def needs_restart(self) -> bool:
+        """Whether this process will not speak with the driver again: it was unloaded, or is another one now."""
+        return self.code in RESTART_CODES
+
+    @property
     def not_found(self) -> bool:
         """Whether what was asked for is not there, as a MIG instance that was removed."""
         return self.code == int(pynvml.NVML_ERROR_NOT_FOUND)
@@ -85,9 +98,14 @@ class Driver:
         """Shut the library down."""
         _call(pynvml.nvmlShutdown)
 
-    def version(self) -> str:
-        """The driver's version."""
-        return str(_call(pynvml.nvmlSystemGetDriverVersion))
+    def versions(self) -> dict[str, str | None]:
+        """Of the driver, of the newest CUDA that it can run, and of NVML. Raises if the driver does not say its own."""
+        cuda = _if_given(pynvml.nvmlSystemGetCudaDriverVersion_v2)
+        return {
+            "driver_version": str(_call(pynvml.nvmlSystemGetDriverVersion)),
+            "cuda_version": None if cuda is None else f"{int(cuda) // 1000}.{int(cuda) % 1000 // 10}",
+            "nvml_version": _if_given(pynvml.nvmlSystemGetNVMLVersion),
+        }
 
     def count(self) -> int:
         """How many GPUs the driver shows."""
@@ -127,6 +145,16 @@ class Device:
     def name(self) -> str:
         """The product's name."""
         return str(_call(pynvml.nvmlDeviceGetName, self.handle))
+
+    def about(self) -> dict[str, str | None]:
+        """What does not change: its name, where it is, and which card it is; ``None`` where it does not say."""
+        return {
+            "name": self.name(),
+            "pci": _if_given(lambda handle: pynvml.nvmlDeviceGetPciInfo(handle).busId, self.handle),
+            "serial": _if_given(pynvml.nvmlDeviceGetSerial, self.handle),
+            "board_part_number": _if_given(pynvml.nvmlDeviceGetBoardPartNumber, self.handle),
+            "vbios_version": _if_given(pynvml.nvmlDeviceGetVbiosVersion, self.handle),
+        }
 
     def pci(self) -> str:
         """Where it is: domain, bus, device and function, as ``00000000:1B:00.0``."""
@@ -291,6 +319,14 @@ def function(name: str) -> Callable[..., int]:
     """A function of the library as it is, for calls whose structures are made once. Raises :class:`DriverFault`."""
     found: Callable[..., int] = _call(pynvml._nvmlGetFunctionPointer, name)
     return found
+
+
+def _if_given(ask: Callable[..., Any], *arguments: Any) -> Any:
+    """What the driver says, ``None`` where it does not have it."""
+    try:
+        return _call(ask, *arguments)
+    except DriverFault:
+        return None
 
 
 def _newer(new: Callable[[], Any], old: Callable[[], Any]) -> Any:

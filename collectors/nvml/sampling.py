@@ -24,7 +24,6 @@ __all__ = [
     "Sample",
     "link_sources",
     "lost_sample",
-    "sample",
     "sources",
 ]
 
@@ -156,15 +155,6 @@ def _take(made: Sample, signal: Field, found: Mapping[FieldKey, FieldAnswer]) ->
         made.give(signal.metric, signal.decode(total))
     else:
         made.give(signal.metric, total if signal.divisor is None else total / signal.divisor)
-
-
-def sample(device: Device) -> Sample:
-    """Read ``device`` once. Blocks; never raises for what the driver refuses."""
-    reader = GpuReader(device)
-    try:
-        return reader.read(0.0, EVERYTHING)[0]
-    finally:
-        reader.close()
 
 
 def lost_sample() -> Sample:

@@ -6,24 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-import numpy as np
-import pyarrow as pa
-
 from collectors.errors import DriverNotFound, DriverRefused, FieldFailure, SourceClosed
 from collectors.gpu_users import GpuUsers
 from collectors.nvml.process import Child, ChildGone
-from collectors.source import METRICS, Column, EventRow, GpuRows, SourceReading
+from collectors.nvml.rows import Parts, gpu_rows, nvlink_rows
+from collectors.nvml.watch import SOURCE, GpuWatch, identities
+from collectors.profiling import ProfilingSwitch
+from collectors.source import EventRow, SourceReading
+from collectors.xids import GpuIdentity, Origin, XidLedger
 from telemetry_bus.runtime.clock import Clock
-from telemetry_bus.schemas import EventKind
 
-READ_DEADLINE_SECONDS = 2.0
-"""Eight healthy GPUs answer in some milliseconds; a busy driver may take a good part of a second."""
+READ_DEADLINE_SECONDS = 3.0
+"""The child leaves a GPU that hangs behind and answers within 2.2 s even where all eight do
+(:mod:`collectors.nvml.patience`): past this the child itself is in trouble."""
+OPEN_SECONDS = 5.0
+"""Opening waits no longer for a driver that does not answer: the node's other sources begin without it."""
 START_DEADLINE_SECONDS = 60.0
 """Without persistence mode the driver wakes every GPU first, some seconds each."""
+ALL_HANG_SECONDS = 10.0
+"""For so long a process whose every GPU hangs is kept, before another is tried in its place."""
 BACKOFF_FIRST_SECONDS = 1.0
 BACKOFF_MAX_SECONDS = 60.0
 EVERY_FIELD = "*"
 """The field of a failure that took a whole reading."""
+XIDS_FIELD = "xids"
+"""The field under which it is counted that the driver tells no XIDs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +38,21 @@ class NvmlGpus:
     """The GPUs of this machine, read through NVML as ``node``.
 
     ``environment`` is added to that of the child process, such as ``LD_LIBRARY_PATH`` where the driver's library is not
-    on the loader's path. ``users`` is told every 10 s which processes the driver lists.
+    on the loader's path. ``fast`` names the metrics that are read at every reading, where those come faster than once a
+    second; empty: all that are read each second. ``profile`` says whether profiling is read at all, ``profiling`` is
+    the switch that pauses it. ``xids`` is told of XIDs, ``users`` every 10 s of the processes that the driver lists.
     """
 
     node: str
     read_deadline_seconds: float = READ_DEADLINE_SECONDS
+    open_seconds: float = OPEN_SECONDS
     start_deadline_seconds: float = START_DEADLINE_SECONDS
     backoff_first_seconds: float = BACKOFF_FIRST_SECONDS
     environment: Mapping[str, str] = field(default_factory=dict)
+    fast: tuple[str, ...] = ()
+    profile: bool = True
+    profiling: ProfilingSwitch | None = None
+    xids: XidLedger | None = None
     users: GpuUsers | None = None
 
     def build(self, clock: Clock) -> "NvmlSource":
@@ -49,31 +63,29 @@ class NvmlGpus:
 class NvmlSource:
     """A running :class:`NvmlGpus`. Opening raises :class:`DriverNotFound` or :class:`DriverRefused`."""
 
-    name = "nvml"
+    name = SOURCE
     period_seconds: float | None = None
-    urgent: asyncio.Event | None = None
 
     def __init__(self, config: NvmlGpus, clock: Clock) -> None:
         self.config = config
+        self.urgent: asyncio.Event | None = asyncio.Event()
         self._clock = clock
         self._open = False
         self._child: Child | None = None
+        self._greeted = False
+        self._started_at = 0.0
         self._stuck: Child | None = None
         self._retry_at = 0.0
         self._backoff = config.backoff_first_seconds
         self._silent_because = ""
-        self._lost: set[int] = set()
-        self._events: list[EventRow] = []
-        self._uuids: dict[int, str | None] = {}
+        self._all_hang_since: float | None = None
+        self._watch = GpuWatch(config.node)
+        self._xids = XidLedger(config.node) if config.xids is None else config.xids
+        self._heard: list[EventRow] = []
+        self._no_xids: list[str] = []
+        self._count: int | None = None
         self.starts = 0
         """How often the child was started."""
-        self.inventory: Mapping[str, Any] = {}
-        """``driver_version`` and ``gpus`` as the child found them when it started."""
-
-    @property
-    def gpu_count(self) -> int:
-        """How many GPUs the driver showed when it was opened."""
-        return len(self.inventory.get("gpus", ()))
 
     @property
     def child_pid(self) -> int | None:
@@ -81,11 +93,14 @@ class NvmlSource:
         return None if self._child is None else self._child.pid
 
     async def __aenter__(self) -> Self:
-        """Start the child and learn what is there."""
+        """Start the child and learn what is there; for a driver that does not answer others do not wait."""
         try:
             await self._start()
+            await self._greet(self.config.open_seconds)
         except ChildGone as error:
-            raise DriverRefused(str(error)) from error
+            if not error.hung:
+                raise DriverRefused(str(error)) from error
+            self._tell_silence(f"{error} at its start", "hung")
         self._open = True
         return self
 
@@ -101,36 +116,62 @@ class NvmlSource:
         if not self._open:
             raise SourceClosed(self.name)
         try:
-            if self._child is None:
-                await self._restart()
-            assert self._child is not None
-            answer = await self._child.ask(now, self.config.read_deadline_seconds)
-            reading = self._reading(answer["gpus"])
-            self._tell_users(answer["gpus"], now)
+            answer = await self._answer(now)
         except (ChildGone, DriverNotFound, DriverRefused) as error:
             await self._give_up(error)
-            return SourceReading(None, self._take_events(), Counter({(EVERY_FIELD, FieldFailure.NO_ANSWER): 1}))
-        self._answered()
-        return SourceReading(reading[0], self._take_events(), reading[1])
+            return SourceReading(None, self._events(now), Counter({(EVERY_FIELD, FieldFailure.NO_ANSWER): 1}))
+        parts, hung = answer["gpus"], answer.get("hung", [])
+        self._watch.read(parts, hung)
+        await self._see_whether_all_hang(parts, hung)
+        self._tell_users(parts, now)
+        if answer.get("count", self._count) != self._count:
+            await self._start_anew()  # there are others than before: who they are is learned at the start
+        return self._reading(parts, hung, now)
 
     def unreadable(self) -> Sequence[str]:
-        """Why the driver gives nothing, and which GPUs it does not reach."""
-        lost = [f"GPU {index} is lost" for index in sorted(self._lost)]
-        return [self._silent_because, *lost] if self._silent_because else lost
+        """Why the driver gives nothing, which GPUs it does not reach, and what it does not tell."""
+        silent = [self._silent_because] if self._silent_because else []
+        return [*silent, *self._watch.troubles(), *(f"the driver tells no XIDs: {why}" for why in self._no_xids)]
+
+    async def _answer(self, now: float) -> dict[str, Any]:
+        if self._child is None:
+            await self._restart()
+        assert self._child is not None
+        if not self._greeted:
+            await self._greet(self.config.read_deadline_seconds)
+        paused = self.config.profiling is not None and self.config.profiling.paused(now)
+        profile = self.config.profile and not paused
+        return await self._child.ask(now, self.config.read_deadline_seconds, profile=profile)
+
+    async def _see_whether_all_hang(self, parts: Parts, hung: Sequence[int]) -> None:
+        """Where no GPU answers, another process may be answered: what hangs may be a lock of the library's."""
+        if parts or not hung:
+            self._answered()
+            self._all_hang_since = None
+            return
+        now = self._clock.monotonic()
+        self._all_hang_since = now if self._all_hang_since is None else self._all_hang_since
+        self._tell_silence("the driver answers for none of its GPUs", "hung")
+        if now - self._all_hang_since >= ALL_HANG_SECONDS:
+            self._all_hang_since = None
+            await self._give_up(ChildGone("the driver answers for none of its GPUs", hung=True))
 
     async def _start(self) -> None:
         self.starts += 1
-        child = await Child.start(self.config.environment)
-        try:
-            hello = await child.receive(self.config.start_deadline_seconds)
-        except BaseException:
-            await self._bury(child)
-            raise
+        self._greeted, self._no_xids = False, []
+        self._child = await Child.start(self.config.environment, self.config.fast, self._hear)
+        self._started_at = self._clock.monotonic()
+
+    async def _greet(self, seconds: float) -> None:
+        assert self._child is not None
+        hello = await self._child.greeted(seconds)
         if not hello["ready"]:
+            child, self._child = self._child, None
             await child.close()
             raise (DriverNotFound if hello["library_missing"] else DriverRefused)(hello["message"])
-        self._child = child
-        self._take_inventory(hello)
+        self._greeted, self._count = True, len(hello["gpus"])
+        self._xids.know([GpuIdentity(*known) for known in identities(hello)])
+        self._watch.started(hello)
 
     async def _restart(self) -> None:
         if self._stuck is not None and not self._stuck.dead:
@@ -140,81 +181,68 @@ class NvmlSource:
             raise ChildGone(f"{self._silent_because}; the next try is in {left:.1f} s", hung=False)
         await self._start()
 
+    async def _start_anew(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.close()
+        await self._start()
+
     async def _give_up(self, error: Exception) -> None:
+        hung = isinstance(error, ChildGone) and error.hung
+        waits_for_start = self._child is not None and not self._greeted and hung
+        if waits_for_start and self._clock.monotonic() - self._started_at < self.config.start_deadline_seconds:
+            self._tell_silence(f"{error} at its start", "hung")
+            return
         child, self._child = self._child, None
         waiting = child is None and self._clock.monotonic() < self._retry_at
-        if child is not None:
-            await self._bury(child)
+        if child is not None and not await child.kill():
+            self._stuck = child
         delay = self._backoff
         if not waiting:
             self._retry_at = self._clock.monotonic() + self._backoff
             self._backoff = min(2.0 * self._backoff, BACKOFF_MAX_SECONDS)
-        if not self._silent_because:
-            self._silent_because = str(error)
-            state = "hung" if isinstance(error, ChildGone) and error.hung else "died"
-            self._tell(f"{error}; its reader is started again in {delay:g} s", {"state": state})
+        words = f"{error}; its reader is started again in {delay:g} s"
+        self._tell_silence(words, "hung" if hung else "died", str(error))
 
-    async def _bury(self, child: Child) -> None:
-        if not await child.kill():
-            self._stuck = child
+    def _tell_silence(self, words: str, state: str, because: str | None = None) -> None:
+        if not self._silent_because:
+            self._silent_because = because or words
+            self._watch.silent(words, state)
 
     def _answered(self) -> None:
         self._backoff = self.config.backoff_first_seconds
         if self._silent_because:
-            self._tell("the driver answers again", {"state": "answers", "was": self._silent_because})
+            self._watch.silent("the driver answers again", "answers")
             self._silent_because = ""
 
-    def _take_inventory(self, hello: Mapping[str, Any]) -> None:
-        inventory = {"driver_version": hello["driver_version"], "gpus": hello["gpus"]}
-        if inventory == self.inventory:
+    def _hear(self, said: Mapping[str, Any]) -> None:
+        """The child has told of an XID, or of why there will be none."""
+        if "xids" in said:
+            self._no_xids.append(str(said["xids"]))
             return
-        self.inventory = inventory
-        self._uuids = {gpu["gpu"]: gpu["uuid"] for gpu in hello["gpus"]}
-        detail = {"hostname": self.config.node, **inventory, "simulated": False}
-        message = f"{self.config.node}: {len(hello['gpus'])} GPUs, driver {hello['driver_version']}"
-        self._events.append(EventRow(EventKind.NODE_INVENTORY, self.config.node, message, False, detail=detail))
+        now = self._clock.now()
+        row = self._xids.saw(Origin.NVML, now, pci=said["pci"], uuid=said["uuid"], code=said["xid"], time=now)
+        if row is not None and self.urgent is not None:
+            self._heard.append(row)
+            self.urgent.set()
 
-    def _reading(self, gpus: Sequence[Mapping[str, Any]]) -> tuple[GpuRows | None, Counter[tuple[str, FieldFailure]]]:
-        failures = Counter((name, FieldFailure(why)) for gpu in gpus for name, why in gpu["failures"].items())
-        for gpu in gpus:
-            if gpu["instance"] is None:
-                self._notice_loss(gpu)
-        return self._rows([gpu for gpu in gpus if not gpu["lost"]]), failures
+    def _events(self, now: float) -> list[EventRow]:
+        heard, self._heard = self._heard, []
+        return [*self._watch.take_events(), *heard, *self._xids.due(now)]
 
-    def _tell_users(self, gpus: Sequence[Mapping[str, Any]], now: float) -> None:
+    def _reading(self, parts: Parts, hung: Sequence[int], now: float) -> SourceReading:
+        failures = Counter((name, FieldFailure(why)) for part in parts for name, why in part["failures"].items())
+        if hung:
+            failures[EVERY_FIELD, FieldFailure.NO_ANSWER] += len(hung)
+        if self._no_xids:
+            failures[XIDS_FIELD, FieldFailure.UNSUPPORTED] += 1
+        here = [part for part in parts if not part["lost"]]
+        node = self.config.node
+        return SourceReading(gpu_rows(node, here), self._events(now), failures, nvlink_rows(node, here))
+
+    def _tell_users(self, parts: Parts, now: float) -> None:
         if (users := self.config.users) is None:
             return
-        for gpu in gpus:
-            if gpu["uuid"] is not None and "pids" in gpu:
-                users.saw_processes(gpu["uuid"], gpu["instance"], gpu["pids"], now, gpu=gpu["gpu"])
-
-    def _notice_loss(self, gpu: Mapping[str, Any]) -> None:
-        index = gpu["gpu"]
-        if gpu["lost"] and index not in self._lost:
-            self._lost.add(index)
-            self._tell(f"GPU {index} is lost: the driver does not reach it", {"state": "gpu_lost"}, index)
-        elif not gpu["lost"] and index in self._lost:
-            self._lost.discard(index)
-            self._tell(f"GPU {index} is back", {"state": "gpu_back"}, index)
-
-    def _rows(self, gpus: Sequence[Mapping[str, Any]]) -> GpuRows | None:
-        if not gpus:
-            return None
-        metrics = {name: Column.of(name, [gpu["values"].get(name) for gpu in gpus]) for name in METRICS}
-        index = np.array([gpu["gpu"] for gpu in gpus], dtype=np.int32)
-        uuid = pa.array([gpu["uuid"] for gpu in gpus], pa.string())
-        instances = [gpu["instance"] for gpu in gpus]
-        instance = pa.array(instances, pa.string()) if any(instances) else None
-        return GpuRows([(self.config.node, len(gpus))], index, uuid, False, metrics, instance)
-
-    def _tell(self, message: str, detail: Mapping[str, Any], gpu: int | None = None) -> None:
-        uuid = None if gpu is None else self._uuids.get(gpu)
-        kept = {"source": self.name, **detail}
-        row = EventRow(
-            EventKind.DRIVER, self.config.node, f"{self.config.node}: {message}", False, gpu, uuid, detail=kept
-        )
-        self._events.append(row)
-
-    def _take_events(self) -> list[EventRow]:
-        events, self._events = self._events, []
-        return events
+        for part in parts:
+            if part["uuid"] is not None and "pids" in part:
+                users.saw_processes(part["uuid"], part["instance"], part["pids"], now, gpu=part["gpu"])

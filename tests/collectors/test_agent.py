@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from typing import Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from collectors.nvml.source import NvmlGpus
 from collectors.once import collect_once
 from collectors.registry import SOURCES, SourceOptions, build_source
 from collectors.simulated import Fault, FaultKind, SimulatedFleet
-from collectors.source import METRICS, Column, EventRow, Source, SourceReading
+from collectors.source import METRICS, Column, EventRow, LinkRows, Source, SourceReading
 from telemetry_bus import Frame, FrameError, FrameFault, Intake, Record, Topic, encode
 from telemetry_bus.json_text import dumps
 from telemetry_bus.runtime.clock import ManualClock
@@ -302,6 +303,23 @@ async def test_failures_of_whole_readings_start_at_zero_and_those_of_fields_are_
     assert sum(failures.values()) == 4
 
 
+async def test_each_frame_goes_to_the_topic_of_its_rows() -> None:
+    """Rows of links are none of GPUs."""
+
+    class WithLinks(CountingSource):
+        async def read(self, now: float) -> SourceReading:
+            reading = await super().read(now)
+            up = {"up": Column.of("up", [1.0])}
+            links = LinkRows([("node-1", 1)], ["ethernet"], ["eth0"], [None], [None], [None], False, up)
+            return SourceReading(reading.gpus, reading.events, links=links)
+
+    time, bus = VirtualTime(), RecordingBus()
+    told = EventRow(EventKind.DRIVER, "node-1", "something", False)
+    async with agent_of(WithLinks(events=[told]), bus, time):
+        for topic, schema in ((Topic.GPU, "gpu/1"), (Topic.LINKS, "link/1"), (Topic.EVENTS, "event/1")):
+            assert [frame.schema_id for frame in await bus.has(topic, 1)] == [schema]
+
+
 async def test_one_source_that_waits_does_not_hold_up_another() -> None:
     """Each source is read at its own pace."""
     time, bus, held = VirtualTime(), RecordingBus(), asyncio.Event()
@@ -342,16 +360,17 @@ async def test_collecting_once_gives_rows_with_null_where_absent(fake_driver: Fa
     fake_driver.say("power_usage", library.NOT_SUPPORTED, gpu=1)
     clock = ManualClock()
     rows, _ = await collect_once([NvmlGpus("node-1", environment=fake_driver.environment).build(clock)], clock)
-    assert [row["schema"] for row in rows] == ["gpu/1", "gpu/1", "event/1"]
+    assert Counter(row["schema"] for row in rows) == {"gpu/1": 2, "link/1": 36, "event/1": 1}
     assert [row["power_watts"] for row in rows[:2]] == [71.1, None]
     assert [(row["node"], row["gpu"], row["uuid"]) for row in rows[:2]] == [
         ("node-1", 0, "GPU-0"),
         ("node-1", 1, "GPU-1"),
     ]
     assert METRICS.keys() <= rows[0].keys()
-    assert rows[0]["sm_active_ratio"] is None
+    assert rows[0]["sm_active_ratio"] == 0.025  # which takes two readings, as every rate does
+    assert rows[1]["encoder_utilization_percent"] == 3.0
     assert rows[0]["time"] == clock.now()
-    assert rows[2]["kind"] == "node_inventory"
+    assert rows[-1]["kind"] == "node_inventory"
     for row in rows:
         json.loads(dumps(row))
 

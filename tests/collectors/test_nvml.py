@@ -15,7 +15,8 @@ import pytest
 from collectors.errors import DriverNotFound, DriverRefused, FieldFailure
 from collectors.nvml.gpm import PERIOD_SECONDS_MIN
 from collectors.nvml.sampling import NAMES
-from collectors.nvml.source import NvmlGpus, NvmlSource
+from collectors.nvml.source import ALL_HANG_SECONDS, NvmlGpus, NvmlSource
+from collectors.profiling import ProfilingSwitch
 from collectors.source import GpuRows, SourceReading
 from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.runtime.clock import ManualClock
@@ -47,6 +48,8 @@ def opened(fake_driver: FakeDriver) -> Open:
 def values(rows: GpuRows | None, name: str) -> list[float | None]:
     """One metric of every row, ``None`` where absent."""
     assert rows is not None
+    if name not in rows.metrics:
+        return [None] * rows.rows
     found: list[float | None] = rows.metrics[name].to_arrow().to_pylist()
     return found
 
@@ -256,14 +259,38 @@ async def test_a_library_that_does_not_start_is_refused_with_the_drivers_reason(
             pass
 
 
-async def test_a_driver_that_hangs_at_the_start_is_refused_within_the_deadline(
+async def test_a_driver_that_hangs_at_the_start_is_told_and_read_when_it_answers(
     opened: Open, fake_driver: FakeDriver
 ) -> None:
-    """Opening is bounded too."""
+    """Opening does not wait for it: the node's other sources have something to say."""
     fake_driver.say("init", library.HANG)
-    with pytest.raises(DriverRefused, match="did not answer within"):
-        async with opened(start_deadline_seconds=DEADLINE_SECONDS):
-            pass
+    async with opened(open_seconds=0.2, read_deadline_seconds=DEADLINE_SECONDS) as (source, _):
+        hung = await source.read(NOW)
+        assert "did not answer" in source.unreadable()[0]
+        fake_driver.heal()
+        back = await source.read(NOW + 3)
+        assert source.starts == 1
+    assert hung.gpus is None
+    assert hung.failures == {("*", FieldFailure.NO_ANSWER): 1}
+    assert [states(hung), states(back)] == [["hung"], ["answers"]]
+    assert values(back.gpus, "temperature_celsius") == [61.0, 61.0]
+
+
+async def test_a_start_that_takes_longer_than_any_card_needs_is_begun_anew(
+    opened: Open, fake_driver: FakeDriver
+) -> None:
+    """A process that hangs in its start is killed in the end."""
+    fake_driver.say("init", library.HANG)
+    options = {"open_seconds": 0.1, "read_deadline_seconds": 0.1, "start_deadline_seconds": 60.0}
+    async with opened(**options) as (source, clock):
+        first = source.child_pid
+        clock.advance(61.0)
+        await source.read(NOW)
+        assert first is not None
+        assert not psutil.pid_exists(first)
+        clock.advance(2.0)
+        await source.read(NOW + 1)
+        assert source.starts == 2
 
 
 async def test_a_driver_without_gpus_has_an_inventory_and_no_rows(fake_driver: FakeDriver, opened: Open) -> None:
@@ -271,33 +298,116 @@ async def test_a_driver_without_gpus_has_an_inventory_and_no_rows(fake_driver: F
     fake_driver.say("count", "0")
     async with opened() as (source, _):
         reading = await source.read(NOW)
-        assert source.gpu_count == 0
     assert reading.gpus is None
     assert [event.detail["gpus"] for event in reading.events] == [[]]
 
 
-async def test_a_hanging_call_is_cut_off_told_once_and_read_again_after_a_backoff(
+async def test_a_gpu_that_hangs_is_told_once_and_the_others_go_on_each_time(
     opened: Open, fake_driver: FakeDriver
 ) -> None:
-    """A call into the driver may never return: the process that made it is killed and another takes its place."""
-    async with opened(read_deadline_seconds=DEADLINE_SECONDS) as (source, clock):
+    """A call into the driver may never return: it is left behind, and read again when it has returned after all."""
+    async with opened() as (source, _):
+        await source.read(NOW)
+        child = source.child_pid
+        fake_driver.say("temperature", library.HANG, gpu=0)
+        hung = [await source.read(NOW + second) for second in (1, 2, 3)]
+        assert source.unreadable() == ["GPU 0 does not answer"]
+        fake_driver.heal()
+        async with asyncio.timeout(20):
+            while states(await source.read(NOW + 4)) != ["answers"]:
+                pass
+        back = await source.read(NOW + 5)
+        assert source.child_pid == child
+    assert [states(reading) for reading in hung] == [["hung"], [], []]
+    for reading in hung:
+        assert values(reading.gpus, "temperature_celsius") == [61.0]
+        assert reading.failures == {("*", FieldFailure.NO_ANSWER): 1}
+    (told,) = hung[0].events
+    assert (told.gpu, told.uuid) == (0, "GPU-0")
+    assert values(back.gpus, "temperature_celsius") == [61.0, 61.0]
+
+
+async def test_where_every_gpu_hangs_another_process_is_tried(opened: Open, fake_driver: FakeDriver) -> None:
+    """What hangs may be a lock of the library's own."""
+    async with opened() as (source, clock):
         await source.read(NOW)
         first = source.child_pid
-        fake_driver.say("temperature", library.HANG, gpu=1)
+        fake_driver.say("temperature", library.HANG)
         hung = await source.read(NOW + 1)
-        waiting = await source.read(NOW + 2)
-        assert source.starts == 1
         assert first is not None
+        assert psutil.pid_exists(first)
+        clock.advance(ALL_HANG_SECONDS)
+        await source.read(NOW + 2)
         assert not psutil.pid_exists(first)
         fake_driver.heal()
         clock.advance(source.config.backoff_first_seconds)
         back = await source.read(NOW + 3)
         assert source.starts == 2
-    for reading in (hung, waiting):
-        assert reading.gpus is None
-        assert reading.failures == {("*", FieldFailure.NO_ANSWER): 1}
-    assert [states(reading) for reading in (hung, waiting, back)] == [["hung"], [], ["answers"]]
+    assert hung.gpus is None
+    assert states(hung) == ["hung", "hung", "hung"]
+    assert [event.gpu for event in hung.events] == [0, 1, None]
+    assert states(back) == ["answers"]
     assert values(back.gpus, "temperature_celsius") == [61.0, 61.0]
+
+
+async def test_a_gpu_that_appears_later_is_named_by_a_new_inventory(opened: Open, fake_driver: FakeDriver) -> None:
+    """It is looked for every 30 s; the reader starts anew, and its rows come with the next reading."""
+    async with opened() as (source, _):
+        await source.read(NOW)
+        fake_driver.say("uuid", "GPU-2", gpu=2)
+        fake_driver.say("count", "3")
+        await source.read(NOW + 31)
+        found = await source.read(NOW + 32)
+    assert found.gpus is not None
+    assert found.gpus.uuid.to_pylist() == ["GPU-0", "GPU-1", "GPU-2"]
+    (inventory,) = [event for event in found.events if event.kind is EventKind.NODE_INVENTORY]
+    assert [gpu["uuid"] for gpu in inventory.detail["gpus"]] == ["GPU-0", "GPU-1", "GPU-2"]
+
+
+async def test_a_gpu_that_the_driver_does_not_list_any_more_is_lost(opened: Open, fake_driver: FakeDriver) -> None:
+    """Its number may be another's now: it is known by its uuid."""
+    async with opened() as (source, _):
+        await source.read(NOW)
+        fake_driver.say("count", "1")
+        fake_driver.say("uuid", "GPU-1", gpu=0)
+        await source.read(NOW + 31)
+        lost = await source.read(NOW + 32)
+    assert states(lost) == ["gpu_lost"]
+    (event,) = [event for event in lost.events if event.kind is EventKind.DRIVER]
+    assert event.uuid == "GPU-0"
+
+
+async def test_profiling_that_is_paused_is_null_and_no_failure(opened: Open) -> None:
+    """Whoever runs Nsight has the counters for himself."""
+    switch = ProfilingSwitch()
+    async with opened(profiling=switch) as (source, _):
+        await source.read(NOW)
+        await asyncio.sleep(PERIOD_SECONDS_MIN)
+        before = await source.read(NOW + 1)
+        switch.pause(60.0, NOW + 1)
+        paused = [await source.read(NOW + second) for second in (2, 3)]
+        await source.read(NOW + 62)
+        await asyncio.sleep(PERIOD_SECONDS_MIN)
+        after = await source.read(NOW + 63)
+    for reading, given in ((before, True), (paused[0], False), (paused[1], False), (after, True)):
+        found = values(reading.gpus, "tensor_active_ratio")
+        assert all((value is not None) == given for value in found)
+        assert not [name for name, _ in reading.failures if name == "tensor_active_ratio"]
+
+
+async def test_chosen_metrics_are_read_at_every_reading_and_the_others_once_a_second(
+    opened: Open, fake_driver: FakeDriver
+) -> None:
+    """Ten times a second is for a few: the rest repeats what is less than a second old."""
+    async with opened(fast=("power_watts",)) as (source, _):
+        await source.read(NOW)
+        fake_driver.say("power_usage", "100000")
+        fake_driver.say("temperature", "80")
+        soon = await source.read(NOW + 0.1)
+        later = await source.read(NOW + 1.1)
+    assert (values(soon.gpus, "power_watts"), values(later.gpus, "power_watts")) == ([100.0] * 2, [100.0] * 2)
+    assert values(soon.gpus, "temperature_celsius") == [61.0, 61.0]
+    assert values(later.gpus, "temperature_celsius") == [80.0, 80.0]
 
 
 async def test_the_wait_between_restarts_doubles_up_to_its_bound(opened: Open, fake_driver: FakeDriver) -> None:

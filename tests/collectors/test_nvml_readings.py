@@ -22,12 +22,17 @@ CODES = [*range(1, 31), 999, 31, 77, 12_345, -1]
 """Every code that nvml.h has, and some that it has not."""
 
 
+RESET_REQUIRED = 16
+
+
 def reason_of(code: int) -> FieldFailure:
     """What we call a code of NVML."""
     if code in LASTING:
         return FieldFailure.UNSUPPORTED
     if code in LOST:
         return FieldFailure.GPU_LOST
+    if code == RESET_REQUIRED:
+        return FieldFailure.RESET_REQUIRED
     return FieldFailure.NOT_PERMITTED if code in NOT_PERMITTED else FieldFailure.DRIVER_ERROR
 
 

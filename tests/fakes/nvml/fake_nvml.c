@@ -40,6 +40,20 @@ const char *nvmlErrorString(Return result) {
 
 Return nvmlSystemGetDriverVersion(char *out, unsigned int size) { return text_of(NULL, "driver_version", out, size); }
 
+Return nvmlSystemGetNVMLVersion(char *out, unsigned int size) { return text_of(NULL, "nvml_version", out, size); }
+
+Return nvmlSystemGetCudaDriverVersion_v2(int *out) { return small(NULL, "cuda_version", (unsigned int *)out); }
+
+Return nvmlDeviceGetSerial(void *device, char *out, unsigned int size) { return text_of(device, "serial", out, size); }
+
+Return nvmlDeviceGetBoardPartNumber(void *device, char *out, unsigned int size) {
+    return text_of(device, "board_part_number", out, size);
+}
+
+Return nvmlDeviceGetVbiosVersion(void *device, char *out, unsigned int size) {
+    return text_of(device, "vbios_version", out, size);
+}
+
 Return nvmlDeviceGetCount_v2(unsigned int *count) { return small(NULL, "count", count); }
 
 Return nvmlDeviceGetHandleByIndex_v2(unsigned int index, void **device) {

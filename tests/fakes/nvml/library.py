@@ -14,7 +14,12 @@ NVLINKS, C2C_LINKS = "field.91", "field.170"
 
 HEALTHY = {
     "driver_version": "575.57.08",
+    "cuda_version": "12090",
+    "nvml_version": "12.575.57.08",
     "name": "NVIDIA H100 80GB HBM3",
+    "serial": "1650000000001",
+    "board_part_number": "692-2G520-0200-000",
+    "vbios_version": "96.00.89.00.01",
     "utilization_gpu": "97",
     "utilization_memory": "42",
     "utilization_encoder": "3",
@@ -119,6 +124,7 @@ class FakeDriver:
     file: Path
     gpus: int = 2
     lines: list[str] = field(default_factory=list)
+    xids: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Begin healthy."""
@@ -136,6 +142,11 @@ class FakeDriver:
         """From now on ``key`` of ``gpu`` (``None``: of all, ``0:2``: of a MIG instance) is ``value``."""
         self.lines.append(f"{'*' if gpu is None else gpu} {key} {value}")
         self._write()
+
+    def xid(self, gpu: int, *codes: int) -> None:
+        """Let these XIDs happen on ``gpu``, after those that have happened there."""
+        self.xids.setdefault(gpu, []).extend(codes)
+        self.say("xids", ",".join(map(str, self.xids[gpu])), gpu)
 
     def divide(self, gpu: int, *instances: int) -> None:
         """Turn MIG on, with an instance at each of these places of NVML's list; its GPU instance is 7 more."""
