@@ -90,6 +90,25 @@ def bench_spool(
     run_command(bench_spool_command(SpoolOptions(outage, nodes), as_json=as_json))
 
 
+@bench.command("collect")
+def bench_collect(
+    gpus: Annotated[
+        int, typer.Option(min=1, max=64, help="GPUs of the fake driver, where this machine has no real one.")
+    ] = 8,
+    hz: Annotated[float, typer.Option(min=0.1, max=10, callback=finite, help="Samples a second of each GPU.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=5, callback=finite, help="Measured seconds.")] = 60.0,
+    fast: Annotated[
+        str, typer.Option(metavar="METRIC,...", help="Metrics that alone are read faster than once a second.")
+    ] = "",
+    peer: Annotated[bool, typer.Option("--peer", help="Also measure what people run today.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a node pays for its collector: CPU and memory of the process tree, and whether a sample is late."""
+    from app.bench.collect import CollectOptions, bench_collect_command
+
+    run_command(bench_collect_command(CollectOptions(gpus, hz, seconds, fast, peer), as_json=as_json))
+
+
 @bench.command("copies")
 def bench_copies(
     gpus: Annotated[int, typer.Option(min=60, max=300_000, help="Simulated GPUs that stream meanwhile.")] = 30_000,

@@ -166,16 +166,17 @@ class NodeAgent:
             following = slot + 1 if on_grid else slot
             self.counters.ticks_missed += max(reached - following, 0)
             slot = max(reached, following)
-            on_grid = not await self._pause(source.urgent, start + slot * period - self._clock.monotonic())
+            seconds = start + slot * period - self._clock.monotonic()
+            if not on_grid and seconds > URGENT_SECONDS_MIN:
+                await self._sleep(URGENT_SECONDS_MIN)  # however urgent it is again
+                seconds -= URGENT_SECONDS_MIN
+            on_grid = not await self._pause(source.urgent, seconds)
 
     async def _pause(self, urgent: asyncio.Event | None, seconds: float) -> bool:
         """Wait for the next grid point, or until the source wants to be read at once (then it is True)."""
         if urgent is None:
             await self._sleep(seconds)
             return False
-        if seconds > URGENT_SECONDS_MIN:
-            await self._sleep(URGENT_SECONDS_MIN)
-            seconds -= URGENT_SECONDS_MIN
         async with asyncio.TaskGroup() as group:
             ends = [group.create_task(self._sleep(seconds)), group.create_task(urgent.wait())]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

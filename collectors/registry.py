@@ -12,7 +12,7 @@ from collectors.kernel_log import KMSG, KernelLog
 from collectors.network import Network
 from collectors.nvml.source import NvmlGpus
 from collectors.profiling import ProfilingSwitch
-from collectors.simulated import GPUS_PER_NODE, NODES_PER_JOB, Fault, SimulatedFleet
+from collectors.simulation_faults import Fault
 from collectors.source import Source
 from collectors.xids import XidLedger
 from telemetry_bus.runtime.clock import Clock
@@ -73,6 +73,8 @@ def _nvml(options: SourceOptions, clock: Clock) -> Source:
 
 
 def _simulated(options: SourceOptions, clock: Clock) -> Source:
+    from collectors.simulated import GPUS_PER_NODE, NODES_PER_JOB, SimulatedFleet  # noqa: PLC0415 - 4 MiB that no node needs
+
     del clock  # its time is what it is read at
     nodes = math.ceil(options.simulated_gpus / GPUS_PER_NODE)
     nodes_per_job = min(NODES_PER_JOB, max(1, nodes // JOBS_MIN))

@@ -23,6 +23,7 @@ import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -68,6 +69,8 @@ FRAME_ROWS_MAX = 262_144
 """Every GPU of Leviathan (300,000) comes in hundreds of frames, never in one."""
 RUNS_MAX = 16_384
 """One run a source and frame: 512 nodes merged over 32 frames each."""
+KEPT_NULLS_ROWS_MAX = 256
+"""Up to so many rows (of a node) the columns of nulls are kept from frame to frame: 64 times 130 columns of 1 KiB."""
 STRING_BYTES_MAX = 64 * 1024
 """The longest honest cell is the stack of a hung rank."""
 
@@ -146,15 +149,28 @@ class FrameMaker:
 def batch_of(schema_id: str, columns: Mapping[str, Any]) -> pa.RecordBatch:
     """Rows of a schema from columns; a column that is not given is null, an unknown one is a ``KeyError``."""
     schema = SCHEMAS[schema_id]
-    unknown = columns.keys() - set(schema.names)
-    if unknown:
+    kinds = _kinds(schema_id)
+    if unknown := columns.keys() - kinds.keys():
         raise KeyError(f"{schema_id} has no column {sorted(unknown)}")
     rows = len(next(iter(columns.values()))) if columns else 0
+    kept = _kept_nulls(schema_id, rows) if rows <= KEPT_NULLS_ROWS_MAX else {}
     arrays = [
-        _array(columns[field.name], field.type) if field.name in columns else pa.nulls(rows, field.type)
-        for field in schema
+        _array(columns[name], kind) if name in columns else kept[name] if kept else pa.nulls(rows, kind)
+        for name, kind in kinds.items()
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+@lru_cache(maxsize=len(SCHEMAS))
+def _kinds(schema_id: str) -> dict[str, Any]:
+    """The columns of a schema, by name; asked for a thousand times more often than a schema changes."""
+    return {field.name: field.type for field in SCHEMAS[schema_id]}
+
+
+@lru_cache(maxsize=64)
+def _kept_nulls(schema_id: str, rows: int) -> dict[str, "pa.Array[Any]"]:
+    """A column of nulls for each column: a node makes frames of as many rows each second."""
+    return {name: pa.nulls(rows, kind) for name, kind in _kinds(schema_id).items()}
 
 
 def _array(values: Any, kind: pa.DataType) -> "pa.Array[Any]":

@@ -32,7 +32,7 @@ DOORS: dict[str, str | tuple[str, ...]] = {
     "h2": "collectors/gpu_users/grpc_call.py",
     "matplotlib": "app/replay/",
     "opentelemetry": "telemetry_bus/gateway/otlp.py",
-    "pynvml": "collectors/nvml/driver",
+    "pynvml": ("collectors/nvml/driver", "app/bench/exporter_like.py"),  # the peer does as others do
     "sqlalchemy": "alerting/store",
     "typer": "app/",
     "uvicorn": "telemetry_bus/runtime/http_server.py",

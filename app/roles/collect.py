@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from app.roles.folders import make_folder_of
 from app.settings import Settings, secret_of
 from app.telemetry import collector_metrics, listener_metrics, verdict_desk_metrics
@@ -25,6 +27,8 @@ LOOPBACK = "127.0.0.1"
 async def start(wiring: Wiring) -> None:
     """What a node reads, and the listener for its training jobs."""
     settings = wiring.settings
+    # Arrow's own pool keeps 6 MiB ready for frames that have a few kilobytes here.
+    pa.set_memory_pool(pa.system_memory_pool())
     options = source_options(settings)
     chosen = chosen_sources(settings, options, wiring.clock)
     simulated = [source.name for source in (*chosen.named, *chosen.found)] == ["simulated"]

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from collectors.nvml.plan import NAMES
-from collectors.source import LINKS, Column, GpuRows, LinkRows
+from collectors.source import LINKS, METRICS, Column, GpuRows, LinkRows
 
 Parts = Sequence[Mapping[str, Any]]
 """One mapping for each GPU and each MIG instance: ``gpu, instance, uuid, lost, values, failures``, and where they were
@@ -18,7 +17,8 @@ def gpu_rows(node: str, parts: Parts) -> GpuRows | None:
     """The rows of ``parts``. A metric that none of them has is left out."""
     if not parts:
         return None
-    given = [name for name in NAMES if any(name in part["values"] for part in parts)]
+    has = set[str]().union(*(part["values"] for part in parts))
+    given = [name for name in METRICS if name in has]
     metrics = {name: Column.of(name, [part["values"].get(name) for part in parts]) for name in given}
     index = np.array([part["gpu"] for part in parts], dtype=np.int32)
     uuid = pa.array([part["uuid"] for part in parts], pa.string())

@@ -14,6 +14,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from app.bench.fake_driver.library import FakeDriver, compile_fake
 from app.cli import app
 from app.failures import explain, fault_of
 from app.processes import talking
@@ -27,7 +28,6 @@ from telemetry_bus.runtime.clock import SystemClock
 from telemetry_bus.schemas import SCHEMAS
 from telemetry_bus.topics import Topic
 from tests.app.commands import REPOSITORY, configured, in_this_process, nantucket
-from tests.fakes.nvml.library import FakeDriver, compile_fake
 from tests.fakes.sysfs import DOWN, Sysfs
 from tests.fakes.webhook_server import SECRET, Answer, WebhookServer
 

@@ -29,6 +29,7 @@ THIS_CALL_ONLY = {"--config", "--json", "--help", "--once", "--since", "--minute
 OTHER_SUBJECTS = {
     "demo",
     "replay",
+    "bench collect",
     "bench copies",
     "bench fanout",
     "bench page",

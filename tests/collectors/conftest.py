@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from app.bench.fake_driver.library import FakeDriver, compile_fake
 from tests.collectors.nvml_scene import Scene, opened
-from tests.fakes.nvml.library import FakeDriver, compile_fake
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from app.bench.fake_driver.library import FakeDriver
 from collectors.cost_class import CostClass
 from collectors.errors import FieldFailure
 from collectors.nvml.driver import Device, Driver
 from collectors.nvml.sampling import GpuReader, Sample
-from tests.fakes.nvml.library import FakeDriver
 
 EVERYTHING = frozenset(CostClass)
 SECOND = frozenset({CostClass.SECOND})

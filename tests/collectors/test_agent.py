@@ -8,6 +8,8 @@ from typing import Self
 import numpy as np
 import pytest
 
+from app.bench.fake_driver import library
+from app.bench.fake_driver.library import FakeDriver
 from collectors.agent import OPEN_AGAIN_SECONDS, NodeAgent
 from collectors.errors import DriverNotFound, FieldFailure, UnknownSource
 from collectors.frame_queue import FrameQueue
@@ -22,8 +24,6 @@ from telemetry_bus.json_text import dumps
 from telemetry_bus.runtime.clock import ManualClock
 from telemetry_bus.schemas import EventKind
 from tests.collectors.virtual_time import CountingSource, RecordingBus, VirtualTime
-from tests.fakes.nvml import library
-from tests.fakes.nvml.library import FakeDriver
 
 
 def agent_of(
@@ -203,7 +203,7 @@ async def test_the_queue_is_bounded_in_bytes_too() -> None:
     reading = await reading_of(SimulatedFleet(2_000).build())
     assert reading.gpus is not None
     frame = next(iter(Framer(None).gpu_frames(reading.gpus, 0.0)))
-    queue = FrameQueue(bytes_max=3 * frame.batch.nbytes)
+    queue = FrameQueue(bytes_max=3 * frame.batch.get_total_buffer_size())
     dropped = [gone for _ in range(10) for gone in queue.put(Topic.GPU, frame)]
     assert len(queue) == 3
     assert [gone.rows for gone in dropped] == [2_000] * 7

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.nvml.library import FakeDriver
+from app.bench.fake_driver.library import FakeDriver
 
 CALLS = 2_000
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from app.bench.fake_driver import library
+from app.bench.fake_driver.library import FakeDriver
 from collectors.cost_class import CostClass
 from collectors.gpu_users import GpuUsers, Place, UsersOfGpus
 from collectors.gpu_users.processes import PROC, shows_host
 from collectors.nvml.source import NvmlGpus
 from telemetry_bus.runtime.clock import ManualClock
 from tests.collectors.nvml_scene import SECOND, Scene
-from tests.fakes.nvml import library
-from tests.fakes.nvml.library import FakeDriver
 from tests.fakes.processes import running
 
 NOW = 1_700_000_000.0

@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from app.bench.fake_driver import library
+from app.bench.fake_driver.library import FakeDriver
 from collectors.errors import DriverNotFound, DriverRefused, FieldFailure
 from collectors.nvml.gpm import PERIOD_SECONDS_MIN
 from collectors.nvml.sampling import NAMES
@@ -21,8 +23,6 @@ from collectors.source import GpuRows, SourceReading
 from telemetry_bus.metric_names import GPU_METRIC_NAMES
 from telemetry_bus.runtime.clock import ManualClock
 from telemetry_bus.schemas import EventKind
-from tests.fakes.nvml import library
-from tests.fakes.nvml.library import FakeDriver
 
 NOW = 1_700_000_000.0
 # Long enough for a busy machine, and still a bound for the tests in which the driver hangs.

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from app.bench.fake_driver import library
+from app.bench.fake_driver.library import FakeDriver
 from collectors.agent import NodeAgent
 from collectors.nvml.source import NvmlGpus
 from collectors.xids import Origin, XidLedger
 from telemetry_bus import Frame, Topic
 from telemetry_bus.runtime.clock import SystemClock
-from tests.fakes.nvml import library
-from tests.fakes.nvml.library import FakeDriver
 
 CLOCK = SystemClock()
 TOLD_SECONDS = 2.0

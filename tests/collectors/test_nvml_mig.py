@@ -2,11 +2,11 @@
 
 import pytest
 
+from app.bench.fake_driver import library
 from collectors.cost_class import CostClass
 from collectors.errors import FieldFailure
 from collectors.nvml.sampling import Sample
 from tests.collectors.nvml_scene import EVERYTHING, SECOND, Scene
-from tests.fakes.nvml import library
 
 
 def names(samples: list[Sample]) -> list[tuple[str | None, str | None]]:

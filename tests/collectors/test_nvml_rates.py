@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.bench.fake_driver import library
 from collectors.errors import FieldFailure
 from collectors.nvml.pcie import BYTES_PER_SECOND_MAX
 from collectors.nvml.rates import GAP_SECONDS_MAX, WRAP_FACTOR_MAX, CounterRate
 from tests.collectors.nvml_scene import SECOND, Scene, reasons
-from tests.fakes.nvml import library
 
 MAXIMUM = 1e9
 RATES = [f"{link}_{way}_bytes_per_second" for link in ("pcie", "nvlink") for way in ("tx", "rx")]

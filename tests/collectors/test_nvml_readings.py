@@ -2,6 +2,7 @@
 
 import pytest
 
+from app.bench.fake_driver import library
 from collectors.cost_class import CostClass
 from collectors.errors import FieldFailure
 from collectors.nvml import nvlink
@@ -12,7 +13,6 @@ from collectors.nvml.sampling import REPEAT_SECONDS_MAX
 from collectors.nvml.signals import Field, OverLinks
 from telemetry_bus.metric_names import GPU_METRIC_NAMES, GPU_METRICS, LINK_METRICS
 from tests.collectors.nvml_scene import SECOND, Scene, reasons
-from tests.fakes.nvml import library
 
 ARROW = {metric.name: metric.arrow for metric in GPU_METRICS}
 LASTING = {2, 3, 13, 22, 25, 26}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.bench.fake_driver.library import FakeDriver, compile_fake
 from collectors.errors import SourceClosed
 from collectors.framing import Framer
 from collectors.gpu_users import GpuUsers, UsersOfGpus
@@ -19,7 +20,6 @@ from collectors.xids import XidLedger
 from telemetry_bus import decode, encode
 from telemetry_bus.runtime.clock import ManualClock
 from telemetry_bus.schemas import EventKind
-from tests.fakes.nvml.library import FakeDriver, compile_fake
 from tests.fakes.sysfs import Sysfs
 
 NOW = 1_700_000_000.0

@@ -1,4 +1,4 @@
-"""The fake driver of the tests: compiles the C files beside it, and writes the file that says what they answer."""
+"""The fake driver: compiles the C files beside this one, and writes the file that says what they answer."""
 
 import subprocess
 from dataclasses import dataclass, field

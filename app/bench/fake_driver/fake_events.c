@@ -6,11 +6,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { GPUS = 64, XID_EVENT = 8, POLL_MICROSECONDS = 5000 };
+enum { GPUS = 64, XID_EVENT = 8, POLL_MICROSECONDS = 100000 };
 
 typedef struct {
     void *handle[GPUS];
-    int told[GPUS];
+    int place[GPUS], told[GPUS];
     int gpus;
 } Set;
 
@@ -31,7 +31,8 @@ Return nvmlDeviceRegisterEvents(void *device, unsigned long long types, Set *set
     int gpu = gpu_of(device);
     Return result = gpu == STALE_HANDLE ? GPU_IS_LOST : refusal(gpu, "register_events");
     if (result != SUCCESS || !(types & XID_EVENT) || set->gpus == GPUS) return result;
-    set->handle[set->gpus++] = device;
+    set->handle[set->gpus] = device;
+    set->place[set->gpus++] = gpu;
     return SUCCESS;
 }
 
@@ -44,9 +45,9 @@ static unsigned long long nth(const char *list, int n) {
 Return nvmlEventSetWait_v2(Set *set, Event *event, unsigned int milliseconds) {
     char list[256];
     for (long long waited = 0; waited <= 1000LL * milliseconds; waited += POLL_MICROSECONDS) {
+        refresh();
         for (int at = 0; at < set->gpus; at++) {
-            int gpu = gpu_of(set->handle[at]);
-            if (gpu < 0 || say(gpu, "xids", list, sizeof list) != SUCCESS) continue;
+            if (say(set->place[at], "xids", list, sizeof list) != SUCCESS) continue;
             unsigned long long code = nth(list, set->told[at]);
             if (!code) continue;
             set->told[at]++;

@@ -1,0 +1,1 @@
+"""A small NVIDIA driver library in C for machines without a GPU: the tests and ``bench collect`` load it."""
