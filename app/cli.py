@@ -69,7 +69,7 @@ Source = Annotated[
         "--source",
         envvar="NANTUCKET_COLLECT__SOURCE",
         metavar="NAME,...",
-        help="What is read: auto, or some of nvml, simulated, kernel_log, network, gpu_users.",
+        help="What is read: auto, or some of nvml, dcgm_exporter, simulated, kernel_log, network, gpu_users.",
     ),
 ]
 Socket = Annotated[

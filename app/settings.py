@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -82,7 +83,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
-SourceName = Literal["auto", "nvml", "simulated", "kernel_log", "network", "gpu_users"]
+SourceName = Literal["auto", "nvml", "dcgm_exporter", "simulated", "kernel_log", "network", "gpu_users"]
 """The sources of a node, by their registered names, and the choice of those that fit."""
 
 
@@ -91,6 +92,17 @@ def _metrics(names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in GPU_METRIC_NAMES]:
         raise ValueError(f"expected names of GPU metrics (docs/metrics.md), found {', '.join(map(repr, unknown))}")
     return names
+
+
+def _an_exporter(url: SecretStr) -> SecretStr:
+    """Where dcgm-exporter answers; a secret, for it may carry a password."""
+    parts = urlsplit(url.get_secret_value())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected a URL such as http://127.0.0.1:9400/metrics")
+    return url
+
+
+ExporterUrl = Annotated[SecretStr, AfterValidator(_an_exporter)]
 
 
 class CollectSettings(Strict):
@@ -107,7 +119,16 @@ class CollectSettings(Strict):
         default=("auto",),
         max_length=8,
         description="What is read, one or several. `auto`: `nvml` if there is a driver, and beside it the node's "
-        "`kernel_log`, `network` and `gpu_users`; `simulated` if it is asked for.",
+        "`kernel_log`, `network` and `gpu_users`; `dcgm_exporter` and `simulated` if they are asked for.",
+    )
+    dcgm_exporter: Annotated[tuple[ExporterUrl, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        max_length=64,
+        description="URLs of dcgm-exporters to read, each its `/metrics` (docs/dcgm.md).",
+    )
+    dcgm_seconds: Number = Field(default=10.0, ge=1, le=300, description="Seconds between two readings of them.")
+    dcgm_rename: bool = Field(
+        default=False, description="Give all their rows this node's name, where they give a pod's."
     )
     profile: bool = Field(
         default=True,
@@ -343,6 +364,7 @@ SECRET_KEYS = frozenset(
     {
         "serve.token",
         "alert.heartbeat_url",
+        "collect.dcgm_exporter",
         "gateway.token",
         "link.token",
         "kafka.password",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from collectors.dcgm_exporter import DcgmExporter
 from collectors.errors import UnknownSource
 from collectors.gpu_users import GpuUsers, UsersOfGpus
 from collectors.kernel_log import KMSG, KernelLog
@@ -16,6 +17,7 @@ from collectors.simulation_faults import Fault
 from collectors.source import Source
 from collectors.xids import XidLedger
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.runtime.secret import Secret
 
 JOBS_MIN = 4
 """A small simulated fleet runs this many jobs too: on one job alone every GPU would idle or work at the same time."""
@@ -27,7 +29,8 @@ class SourceOptions:
 
     ``node`` is this machine's name; ``environment`` is added to that of the process that talks to the driver;
     ``simulated_gpus``, ``seed`` and ``faults`` shape a simulated fleet. ``kernel_log_state`` keeps how far the kernel's
-    log was read. ``sysfs`` and ``proc`` are the host's; ``interfaces`` names network cards, empty: all.
+    log was read. ``sysfs`` and ``proc`` are the host's; ``interfaces`` names network cards, empty: all. ``exporters``
+    are URLs of dcgm-exporters, ``exporter_rename`` gives all their rows to ``node``.
     """
 
     node: str
@@ -43,6 +46,9 @@ class SourceOptions:
     interfaces: tuple[str, ...] = ()
     proc: Path = Path("/proc")
     pod_resources: Path = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
+    exporters: tuple[Secret[str], ...] = ()
+    exporter_seconds: float = 10.0
+    exporter_rename: bool = False
 
     @cached_property
     def xids(self) -> XidLedger:
@@ -84,6 +90,16 @@ def _simulated(options: SourceOptions, clock: Clock) -> Source:
     return fleet.build()
 
 
+def _dcgm_exporter(options: SourceOptions, clock: Clock) -> Source:
+    return DcgmExporter(
+        options.exporters,
+        options.node,
+        rename=options.exporter_rename,
+        period_seconds=options.exporter_seconds,
+        users=options.users,
+    ).build(clock)
+
+
 def _kernel_log(options: SourceOptions, clock: Clock) -> Source:
     return KernelLog(options.node, options.xids, options.kernel_log, options.kernel_log_state).build(clock)
 
@@ -98,6 +114,7 @@ def _gpu_users(options: SourceOptions, clock: Clock) -> Source:
 
 SOURCES: dict[str, Callable[[SourceOptions, Clock], Source]] = {
     "nvml": _nvml,
+    "dcgm_exporter": _dcgm_exporter,
     "simulated": _simulated,
     "kernel_log": _kernel_log,
     "network": _network,

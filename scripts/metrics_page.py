@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from collectors import dcgm_fields
 from collectors.cost_class import CostClass
 from collectors.network.counters import sources as network_sources
 from collectors.nvml import plan as nvml
@@ -21,10 +22,11 @@ device gave. The names are a closed set ([frames](frames.md)); [collectors](coll
 between the value is null.
 """
 READ = {CostClass.SECOND: "each second", CostClass.SLOW: "every 10 s", CostClass.RARE: "every 30 s"}
-GPU_ORIGINS: Mapping[str, Mapping[str, str]] = {"NVML": nvml.sources()}
+GPU_ORIGINS: Mapping[str, Mapping[str, str]] = {"NVML": nvml.sources(), "dcgm-exporter": dcgm_fields.sources()}
 """By the heading of a column, where each metric of ``gpu/1`` comes from. A metric that is in none is a fault."""
 LINK_ORIGINS: Mapping[str, Mapping[str, str]] = {
     "NVML (NVLink)": nvml.link_sources(),
+    "dcgm-exporter (NVLink)": dcgm_fields.link_sources(),
     "sysfs (InfiniBand, RoCE)": network_sources()["infiniband"],
     "sysfs (Ethernet)": network_sources()["ethernet"],
 }

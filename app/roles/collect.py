@@ -100,8 +100,9 @@ def _automatic(settings: Settings) -> list[str]:
     if "auto" not in settings.collect.source:
         return []
     real = ["nvml", *BESIDE_GPUS] if driver_here() else []
+    exporters = ["dcgm_exporter"] if settings.collect.dcgm_exporter else []
     asked = ["simulated"] if settings.collect.simulate else []
-    return real + asked
+    return real + exporters + asked
 
 
 def source_options(settings: Settings, *, keeps: bool = True) -> SourceOptions:
@@ -117,6 +118,9 @@ def source_options(settings: Settings, *, keeps: bool = True) -> SourceOptions:
         kernel_log_state=settings.state / "kernel-log.json" if keeps else None,
         sysfs=chosen.sysfs,
         interfaces=chosen.interfaces,
+        exporters=tuple(Secret(url.get_secret_value()) for url in chosen.dcgm_exporter),
+        exporter_seconds=chosen.dcgm_seconds,
+        exporter_rename=chosen.dcgm_rename,
         proc=chosen.procfs,
         pod_resources=chosen.pod_resources,
     )

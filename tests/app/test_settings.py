@@ -97,7 +97,7 @@ WRONG = {
     "endless cost": ("usd_per_gpu_hour = inf", "usd_per_gpu_hour: found inf; input should be a finite number"),
     "no choice": (
         "[collect]\nsource = 'x'",
-        "collect.source.0: found 'x'; input should be 'auto', 'nvml', 'simulated'",
+        "collect.source.0: found 'x'; input should be 'auto', 'nvml', 'dcgm_exporter', 'simulated'",
     ),
     "value for a section": ("serve = 1", "serve: found a value; this is a section, allowed in it: host, port"),
     "section for a value": ("[bus]\nx = 1", "bus: found a table; input should be a valid string"),

@@ -1,12 +1,13 @@
 """The contract of a source, held by every implementation alike; and what one of GPUs holds besides."""
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from app.bench.fake_driver.library import FakeDriver, compile_fake
+from collectors.dcgm_exporter import DcgmExporter
 from collectors.errors import SourceClosed
 from collectors.framing import Framer
 from collectors.gpu_users import GpuUsers, UsersOfGpus
@@ -19,7 +20,9 @@ from collectors.source import LINKS, METRICS, GpuRows, Source
 from collectors.xids import XidLedger
 from telemetry_bus import decode, encode
 from telemetry_bus.runtime.clock import ManualClock
+from telemetry_bus.runtime.secret import Secret
 from telemetry_bus.schemas import EventKind
+from tests.fakes.exporter import Exporter
 from tests.fakes.sysfs import Sysfs
 
 NOW = 1_700_000_000.0
@@ -35,7 +38,14 @@ def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def makers(fake_library: Path, tmp_path: Path) -> Makers:
+async def exporter() -> AsyncIterator[Exporter]:
+    """Return a running dcgm-exporter."""
+    async with Exporter() as running:
+        yield running
+
+
+@pytest.fixture
+def makers(fake_library: Path, tmp_path: Path, exporter: Exporter) -> Makers:
     """Return a maker of every source, each with something to read."""
     driver = FakeDriver(fake_library, tmp_path / "nvml")
     sysfs = Sysfs(tmp_path / "sys")
@@ -48,6 +58,7 @@ def makers(fake_library: Path, tmp_path: Path) -> Makers:
     return {
         "nvml": lambda: NvmlGpus("node-1", environment=driver.environment).build(clock),
         "simulated": lambda: SimulatedFleet(12).build(),
+        "dcgm_exporter": lambda: DcgmExporter((Secret(exporter.url),), "node-1").build(clock),
         "kernel_log": lambda: KernelLog("node-1", XidLedger("node-1"), log).build(clock),
         "network": lambda: Network("node-1", sysfs.root).build(clock),
         "gpu_users": lambda: UsersOfGpus("node-1", users, socket=tmp_path / "absent").build(clock),
