@@ -97,11 +97,15 @@ class NvmlSource:
         try:
             await self._start()
             await self._greet(self.config.open_seconds)
+            self._open = True
         except ChildGone as error:
             if not error.hung:
                 raise DriverRefused(str(error)) from error
             self._tell_silence(f"{error} at its start", "hung")
-        self._open = True
+            self._open = True
+        finally:
+            if not self._open:
+                await self.__aexit__(None, None, None)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
