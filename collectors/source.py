@@ -38,10 +38,12 @@ class Column:
     @classmethod
     def of(cls, name: str, values: Sequence[float | None]) -> Self:
         """The column of metric ``name`` from Python numbers, ``None`` for absent, in the metric's own type."""
+        kind = _DTYPES[(METRICS.get(name) or LINKS[name]).arrow]
+        if None not in values:  # as nearly all columns of a healthy node are
+            return cls(np.array(values, dtype=kind), np.ones(len(values), dtype=bool))
         valid = np.array([value is not None for value in values], dtype=bool)
         filled = [0 if value is None else value for value in values]
-        metric = METRICS.get(name) or LINKS[name]
-        return cls(np.array(filled, dtype=_DTYPES[metric.arrow]), valid)
+        return cls(np.array(filled, dtype=kind), valid)
 
     def to_arrow(self) -> "pa.Array[Any]":
         """The column with nulls where it is not valid; a NaN stays a NaN."""
@@ -124,6 +126,8 @@ class LinkRows:
 
 
 def _node_column(nodes: Sequence[tuple[str, int]]) -> "pa.Array[Any]":
+    if len(nodes) == 1:
+        return pa.repeat(pa.scalar(nodes[0][0], pa.string()), nodes[0][1])
     names, counts = [name for name, _ in nodes], [count for _, count in nodes]
     index: Array = np.repeat(np.arange(len(names)), counts)
     return pa.array(names, pa.string()).take(index)
