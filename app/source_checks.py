@@ -1,5 +1,6 @@
 """What ``nantucket doctor`` says of the sources of this node: what each reads, and what it could not read and why."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -7,9 +8,11 @@ from app.checks import Checked, Verdict
 from app.roles.collect import chosen_sources, driver_here, source_options
 from app.settings import Settings
 from collectors.errors import CollectorError, FieldFailure
+from collectors.once import RATE_SECONDS
 from collectors.source import Source, SourceReading
 from telemetry_bus.runtime.clock import Clock
 
+Failure = tuple[str, FieldFailure]
 NAMES_SAID_MAX = 12
 """Of more metrics that fail for one reason the first are named and the rest counted."""
 REMEDIES = {
@@ -33,13 +36,14 @@ async def _checked(source: Source, clock: Clock, *, named: bool) -> Checked:
     try:
         async with source:
             reading = await source.read(clock.now())
+            failures = await _lasting(source, reading, clock)
             unreadable = source.unreadable()
     except CollectorError as error:
         verdict = Verdict.FAULT if named or source.name == "nvml" else Verdict.NOTE
         return Checked(source.name, verdict, str(error), "Until then the collector tries again every minute.")
-    found = "; ".join([_rows(reading), *_failures(reading), *unreadable])
-    remedy = " ".join(REMEDIES[reason] for reason in REMEDIES if any(why is reason for _, why in reading.failures))
-    verdict = Verdict.NOTE if reading.failures or unreadable else Verdict.OK
+    found = "; ".join([_rows(reading), *_by_reason(failures), *unreadable])
+    remedy = " ".join(REMEDIES[reason] for reason in REMEDIES if any(why is reason for _, why in failures))
+    verdict = Verdict.NOTE if failures or unreadable else Verdict.OK
     return Checked(source.name, verdict, found, remedy or None)
 
 
@@ -50,10 +54,20 @@ def _rows(reading: SourceReading) -> str:
     return ", ".join([*said, f"{len(reading.events)} events"])
 
 
-def _failures(reading: SourceReading) -> list[str]:
+async def _lasting(source: Source, first: SourceReading, clock: Clock) -> list[Failure]:
+    """What was not read, without what a second reading gives: a rate takes two."""
+    if first.gpus is None:
+        return list(first.failures)
+    await asyncio.sleep(RATE_SECONDS)
+    again = (await source.read(clock.now())).gpus
+    given = {name for name, column in again.metrics.items() if column.valid.all()} if again is not None else set()
+    return [failure for failure in first.failures if failure[0] not in given]
+
+
+def _by_reason(failures: Sequence[Failure]) -> list[str]:
     """The metrics that were not read, by reason."""
     by_reason: dict[FieldFailure, list[str]] = defaultdict(list)
-    for name, why in reading.failures:
+    for name, why in failures:
         by_reason[why].append(name)
     return [f"{why.value}: {_listed(sorted(names))}" for why, names in sorted(by_reason.items())]
 
