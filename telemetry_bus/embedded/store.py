@@ -223,13 +223,17 @@ class LogFile:
 
     def earliest(self, topic: Topic) -> int:
         """The oldest offset of ``topic``; the end of the log if it holds nothing."""
-        found = self._number("SELECT min(offset) FROM log WHERE topic = ?", topic.value)
-        return self.log_end() if found is None else found
+        return self._first("SELECT min(offset) FROM log WHERE topic = ?", topic.value)
 
     def at_time(self, topic: Topic, time: float) -> int:
         """The first offset of ``topic`` appended at ``time`` or later; the end of the log if there is none."""
-        found = self._number("SELECT min(offset) FROM log WHERE topic = ? AND time >= ?", topic.value, time)
-        return self.log_end() if found is None else found
+        return self._first("SELECT min(offset) FROM log WHERE topic = ? AND time >= ?", topic.value, time)
+
+    def _first(self, query: str, *values: object) -> int:
+        # The end is read first: a record that is appended between the two statements is not passed over.
+        end = self.log_end()
+        found = self._number(query, *values)
+        return end if found is None else found
 
     def end(self, topic: Topic) -> int:
         """The offset that follows the newest record of ``topic``, trimmed or not; 0 if it never had one."""

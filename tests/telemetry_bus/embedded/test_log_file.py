@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -372,3 +372,34 @@ async def test_processes_that_open_and_close_one_log_do_not_disturb_each_other(t
     await asyncio.gather(*(often(str(name)) for name in range(4)))
     async with EmbeddedBus(tmp_path, SystemClock()) as bus, bus.subscribe([Topic.TRAIN], Earliest()) as subscription:
         assert len(await anext(aiter(subscription))) == 60
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        pytest.param(lambda log: log.earliest(Topic.FINDINGS), id="earliest"),
+        pytest.param(lambda log: log.at_time(Topic.FINDINGS, 1.0), id="at-time"),
+    ],
+)
+def test_what_is_appended_while_a_reader_looks_for_its_start_is_not_passed_over(
+    tmp_path: Path, question: Callable[[LogFile], int]
+) -> None:
+    """The first record of an empty topic came between the reader's two statements, and nobody ever read it."""
+    writer = LogFile(tmp_path, "file:///log")
+    writer.create()
+
+    class Interrupted(LogFile):
+        statements = 0
+
+        def _number(self, query: str, *values: object) -> int | None:
+            found = super()._number(query, *values)
+            self.statements += 1
+            if self.statements == 1:
+                writer.append([(Topic.FINDINGS, [b"first"])], 2.0)
+            return found
+
+    reader = Interrupted(tmp_path, "file:///log")
+    records, _ = reader.read([Topic.FINDINGS], question(reader))
+    assert [record.payload for record in records] == [b"first"]
+    reader.close()
+    writer.close()
