@@ -26,6 +26,8 @@ from app.processes import Talking, talking
 from app.roles.collect import driver_here
 from collectors.registry import BESIDE_GPUS
 from telemetry_bus import Earliest, Topic, decode, open_bus
+from telemetry_bus.frames import select_runs
+from telemetry_bus.ledger import SourceLedger
 from telemetry_bus.runtime.clock import SystemClock
 
 READY_SECONDS = 60.0
@@ -129,7 +131,7 @@ async def _cost(pid: int, seconds: float) -> dict[str, Any]:
 
 async def _samples(folder: Path, hz: float) -> dict[str, Any]:
     """The instants of the samples as they lie on the bus, the time without a gateway included."""
-    times, rows, bytes_ = [], 0, 0
+    times, rows, bytes_, ledger = [], 0, 0, SourceLedger()
     async with (
         open_bus(f"file://{folder}/bus", SystemClock()) as bus,
         bus.subscribe((Topic.GPU, Topic.BACKLOG), Earliest()) as subscription,
@@ -139,7 +141,9 @@ async def _samples(folder: Path, hz: float) -> dict[str, Any]:
         async for records in subscription:
             for record in records:
                 frame = decode(record.payload)
-                if frame.schema_id == "gpu/1":
+                # Without what came twice: live, and once more from the spool.
+                frame = select_runs(frame, ledger.take(frame.manifest, record.time).fresh)
+                if frame.schema_id == "gpu/1" and frame.rows:
                     times.append(np.unique(frame.times()))
                     rows, bytes_ = rows + frame.rows, bytes_ + len(record.payload)
                 wanted -= record.offset + 1 == last[record.topic].get(record.partition, 0)
