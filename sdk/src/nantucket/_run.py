@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,12 +14,14 @@ from nantucket import _clock
 from nantucket._connection import default_url
 from nantucket._heed import Agree, Heed, Wish, make_heed
 from nantucket._identity import identify
+from nantucket._readback import LaterCall, Readback, is_on_device
 from nantucket._say import Voice
 from nantucket._secret import Secret
 from nantucket._sender import COUNTED, Sender
 from nantucket._values import PLAIN_TYPES, plain
 from nantucket._verdict import Verdict
 from nantucket._version import __version__
+from nantucket._watch import Options, Watch
 
 FINISH_SECONDS = 5.0
 """How long the end of a job waits for a collector that is there: a restart of it takes about a second."""
@@ -44,6 +47,7 @@ class Run:
         self._forked = False
         self._not_taken = 0
         self._heed: Heed | None = None
+        self._watch: Watch | None = None
 
     def __repr__(self) -> str:
         if self._sender is None:
@@ -63,19 +67,26 @@ class Run:
         ``run.log({"reward/mean": 0.3}, step=5)``.
 
         ``None`` is absent, 0.0 is zero and NaN is NaN. A value that cannot be used is counted, said once, and left out.
-        A number that lies on a GPU is fetched by ``.item()``, which waits for the GPU: hand over numbers of the host.
+        A PyTorch tensor on a GPU is copied behind the work that makes it; nothing waits for the GPU. Another library's
+        device number is fetched by ``.item()``, which waits: hand over numbers of the host.
         """
         try:
             now = _clock.now()
             for mapping in mappings:
                 values = {**mapping, **values}
+            later = False
             for name, value in values.items():
-                if type(value) not in PLAIN_TYPES:
+                if type(value) in PLAIN_TYPES:
+                    continue
+                if is_on_device(value):
+                    values[name], later = Readback(sys.modules["torch"], value), True
+                else:
                     values[name] = plain(value)
             if type(step) not in PLAIN_TYPES:
                 step = plain(step)
             if self._open and self._sender is not None:
-                self._sender.put((now, step, values))
+                if self._watch is None or not self._watch.claim(now, step, values):
+                    self._sender.put(LaterCall(now, step, values) if later else (now, step, values))
             else:
                 self._closed()
         except Exception as error:  # noqa: BLE001  a wrong argument must never break a training step
@@ -83,6 +94,38 @@ class Run:
             self._voice.once(
                 "log", "a call of run.log could not be used (%s); said once, counted", type(error).__name__
             )
+
+    def watch(
+        self,
+        model: object,
+        optimizer: object = None,
+        *,
+        scaler: object = None,
+        layers_every: int = 0,
+        update_every: int = 10,
+        first_step: int = 0,
+    ) -> Watch | None:
+        """Measure the gradients of a PyTorch ``model`` at every step, without waiting for the GPU.
+
+        What it measures (``grad_norm, nonfinite, first_nonfinite, watched_elements, total_elements, scope``) goes into
+        the row of the ``run.log`` that names the step, or by itself, counted from ``first_step``, where nobody logs
+        it. ``optimizer`` tells where a step ends, and gives ``update_norm`` every ``update_every`` steps (Adam and SGD
+        with momentum); ``scaler``, a ``GradScaler``, gives ``loss_scale`` and ``skipped``; ``layers_every`` sends the
+        norm of each layer every so many steps. Call it once, behind ``DistributedDataParallel`` or ``fully_shard``.
+        It returns what :meth:`~nantucket._watch.Watch.close` ends, or ``None`` where nothing can be watched.
+        """
+        try:
+            if self._watch is not None:
+                self._watch.close()
+            if self._sender is None or not self._open:
+                return None
+            torch = sys.modules["torch"]
+            options = Options(int(layers_every), int(update_every), int(first_step))
+            self._watch = Watch(torch, model, optimizer, scaler, options, self._sender.put, self._voice)
+        except Exception as error:  # noqa: BLE001  a model that cannot be watched is still trained
+            self._voice.once("watch", "the model is not watched: %s: %s", type(error).__name__, error)
+            self._watch = None
+        return self._watch
 
     @property
     def verdict(self) -> Verdict | None:
@@ -140,6 +183,8 @@ class Run:
         self._open = False
         atexit.unregister(self._at_exit)
         try:
+            if self._watch is not None:
+                self._watch.close()
             left = self._sender.stop(seconds, min(FINISH_GRACE_SECONDS, seconds), {"status": status})
             if left:
                 self._voice.once("left", "%d rows were not delivered: no collector took them in time", left)

@@ -9,7 +9,7 @@ import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
 from time import sleep
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Protocol, Union
 
 from nantucket import _clock, _wire
 from nantucket._buffer import Row, RowBuffer
@@ -18,7 +18,7 @@ from nantucket._heed import Heed
 from nantucket._identity import Identity
 from nantucket._say import Voice
 from nantucket._secret import Secret
-from nantucket._values import rows_of
+from nantucket._values import Rows, rows_of
 from nantucket._version import __version__
 
 POLL_SECONDS = 0.01
@@ -27,6 +27,8 @@ waking a thread from ``log`` costs the training step 26 us and more, appending t
 HANDOFF_MAX = 16_384
 """``log`` calls that may lie between the training loop and this thread: 1.6 s of 10,000 calls a second without one
 look. Beyond twice that a call is dropped whatever it carries; between the two, unless it is critical."""
+LATER_MAX = 1_024
+"""Calls that may wait for their numbers to come from a device, in the order in which they were made."""
 DRAIN_MAX = 1_024
 """Calls taken at a look, some 20 ms of conversion: the thread then sees to the socket before it goes on."""
 TRAIN_ROWS_MAX = 16_384
@@ -58,7 +60,19 @@ CONNECT_ALLOWANCE_SECONDS = 3.0
 STREAMS = ("event", "train", "metric")
 COUNTED = ("rows", "acknowledged", "refused", "unusable", "errors", "dropped")
 
-Call = tuple[float, object, Mapping[str, object]]
+
+class Later(Protocol):
+    """A call whose numbers may still be on a device."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether they are here. It does not wait."""
+
+    def rows(self) -> Rows:
+        """What it comes to, once it is :attr:`ready`."""
+
+
+Call = Union["tuple[float, object, Mapping[str, object]]", Later]
 
 
 class Sent(NamedTuple):
@@ -103,6 +117,7 @@ class Sender:
         # All keys from the start: the dictionary does not change its size while the training loop reads it.
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self.handoff: deque[Call] = deque()
+        self._later: deque[Later] = deque()
         self._announced: deque[dict[str, Any]] = deque(maxlen=EVENT_ROWS_MAX)
         self._url = url
         self._token = token
@@ -150,7 +165,8 @@ class Sender:
         self.handoff.append(call)
 
     def _makes_room_for(self, call: Call) -> bool:
-        return len(self.handoff) < 2 * HANDOFF_MAX and rows_of(*call).critical
+        # What lies on a device may be critical.
+        return len(self.handoff) < 2 * HANDOFF_MAX and (not isinstance(call, tuple) or rows_of(*call).critical)
 
     def stop(self, seconds: float, grace_seconds: float, last_words: dict[str, Any]) -> int:
         """Send what waits, for at most ``seconds``, and end the thread. Return how many rows were not delivered.
@@ -165,7 +181,11 @@ class Sender:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(seconds + CONNECT_ALLOWANCE_SECONDS)
-        return sum(stream.rows for stream in self._streams.values() if stream.name != "event") + len(self.handoff)
+        return (
+            sum(stream.rows for stream in self._streams.values() if stream.name != "event")
+            + len(self.handoff)
+            + len(self._later)
+        )
 
     def abandon(self) -> None:
         """In a forked child, where the thread does not exist: let go of the parent's rows and of the copied socket.
@@ -231,7 +251,7 @@ class Sender:
     @property
     def _waiting(self) -> bool:
         """Whether something was handed over that is no row yet."""
-        return bool(self.handoff or self._announced)
+        return bool(self.handoff or self._announced or self._later)
 
     def _rows_left(self) -> bool:
         """Whether rows are not yet durable: the end of a job must not overtake its last steps."""
@@ -241,16 +261,28 @@ class Sender:
         while self._announced:
             self._put(self._streams["event"], self._announced.popleft(), critical=True)
         for _ in range(min(len(self.handoff), DRAIN_MAX)):
-            rows = rows_of(*self.handoff.popleft())
-            for problem in rows.problems:
-                self.counts["unusable"] += 1
-                self._voice.once_for(problem.partition(":")[0], "run.log: %s (said once; counted)", problem)
-            if rows.train is not None:
-                self._put(self._streams["train"], rows.train, rows.critical)
-                if rows.critical and self.heed is not None:
-                    self.heed.saw(rows.train)
-            for row in rows.metrics:
-                self._put(self._streams["metric"], row, type(row["value"]) is str)
+            call = self.handoff.popleft()
+            if isinstance(call, tuple):
+                self._take(rows_of(*call))
+            else:
+                self._later.append(call)
+        while self._later and (self._later[0].ready or len(self._later) > LATER_MAX):
+            call = self._later.popleft()
+            if call.ready:
+                self._take(call.rows())
+            else:
+                self.counts["dropped"] += 1
+
+    def _take(self, rows: Rows) -> None:
+        for problem in rows.problems:
+            self.counts["unusable"] += 1
+            self._voice.once_for(problem.partition(":")[0], "run.log: %s (said once; counted)", problem)
+        if rows.train is not None:
+            self._put(self._streams["train"], rows.train, rows.critical)
+            if rows.critical and self.heed is not None:
+                self.heed.saw(rows.train)
+        for row in rows.metrics:
+            self._put(self._streams["metric"], row, type(row["value"]) is str)
 
     def _put(self, stream: Stream, row: dict[str, Any], critical: bool) -> None:
         self.counts["rows"] += 1

@@ -110,7 +110,7 @@ def _step(step: object) -> int | None:
 
 def _column(name: str, value: object) -> tuple[Scalar, str | None]:
     if name in FLOATS:
-        converted = None if type(value) is bool else _number(value)
+        converted = None if type(value) is bool else number_of(value)
         return converted, None if converted is not None else f"{name}: expected a number, found {_shown(value)}"
     if name in COUNTS:
         whole = _step(value)
@@ -134,11 +134,11 @@ def _text(name: str, value: object) -> tuple[str | None, str | None]:
 def _metric(name: object, value: object) -> tuple[float | str | None, str | None]:
     if type(name) is not str or METRIC_NAME.fullmatch(name) is None:
         return None, f"a metric's name: expected 1 to 128 printable characters, found {_shown(name)}"
-    number = _number(value)
+    number = number_of(value)
     return number, None if number is not None else f"{name}: expected a number, found {_shown(value)}"
 
 
-def _number(value: object) -> float | str | None:
+def number_of(value: object) -> float | str | None:
     """The value as JSON holds it, or ``None`` if it is no number. A bool is 1.0 or 0.0."""
     if type(value) not in (int, float, bool):
         return None
