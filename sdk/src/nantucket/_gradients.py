@@ -23,7 +23,7 @@ class Part(NamedTuple):
 
     places: list[int]
     norms: Readback
-    """``(2, gradients)`` float32: 2-norms, and greatest magnitudes."""
+    """``(2, gradients)`` float32: 2-norms, and what is finite exactly if every element is: the greatest magnitudes."""
     counts: Readback | None
     """``(gradients,)`` int64: elements that are not finite; ``None`` where they were not counted."""
 
@@ -42,10 +42,12 @@ class Piece(NamedTuple):
         return all(part.norms.ready and (part.counts is None or part.counts.ready) for part in self.parts)
 
     def numbers(self, torch: Any) -> tuple[Any, Any, Any]:
-        """2-norms, greatest magnitudes and counts (:data:`UNCOUNTED` where unknown), in the order of ``indices``."""
+        """2-norms, what is finite where every element is, and counts, all in the order of ``indices``."""
         norms = torch.zeros((2, len(self.indices)))
         counts = torch.full((len(self.indices),), UNCOUNTED, dtype=torch.int64)
         for part in self.parts:
+            if len(self.parts) == 1 and part.counts is None:
+                return part.norms.values[0], part.norms.values[1], counts
             places = torch.tensor(part.places)
             norms[:, places] = part.norms.values
             if part.counts is not None:
@@ -64,24 +66,24 @@ def gradient_of(parameter: Any) -> Any:
     grad = parameter.grad
     if grad is None:
         grad = getattr(parameter, "main_grad", None)
-    if grad is None or grad.is_sparse:
-        return None
-    return local(grad.detach())
+    return None if grad is None or grad.is_sparse else local(grad)
 
 
 def measure(torch: Any, indices: list[int], gradients: Sequence[Any], is_local: bool, count: bool) -> Piece:
     """Norms of ``gradients``, one for each of ``indices``. ``count``: elements too, at three kernels a gradient.
 
-    On the CPU elements are counted whenever one is not finite: there it is known at once.
+    On the CPU a finite 2-norm is known at once, and proves as much as the second pass; what is not is counted.
     """
     parts = []
     for places in _alike(gradients):
         group = [gradients[place] for place in places]
-        greatest = torch.stack(_norms(torch, group, math.inf))
-        norms = torch.stack([torch.stack(_norms(torch, group, 2)), greatest])
-        counted = count or (group[0].device.type == "cpu" and not bool(torch.isfinite(greatest).all()))
+        norms = greatest = torch.stack(_norms(torch, group, 2))
+        on_host = group[0].device.type == "cpu"
+        if not (on_host and bool(torch.isfinite(norms).all())):
+            greatest = torch.stack(_norms(torch, group, math.inf))
+        counted = count or (on_host and not bool(torch.isfinite(greatest).all()))
         counts = Readback(torch, _not_finite(torch, group)) if counted else None
-        parts.append(Part(places, Readback(torch, norms), counts))
+        parts.append(Part(places, Readback(torch, torch.stack([norms, greatest])), counts))
     return Piece(indices, parts, is_local)
 
 

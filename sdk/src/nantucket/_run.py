@@ -104,6 +104,7 @@ class Run:
         layers_every: int = 0,
         update_every: int = 10,
         first_step: int = 0,
+        comm_hook: bool = False,
     ) -> Watch | None:
         """Measure the gradients of a PyTorch ``model`` at every step, without waiting for the GPU.
 
@@ -111,7 +112,9 @@ class Run:
         the row of the ``run.log`` that names the step, or by itself, counted from ``first_step``, where nobody logs
         it. ``optimizer`` tells where a step ends, and gives ``update_norm`` every ``update_every`` steps (Adam and SGD
         with momentum); ``scaler``, a ``GradScaler``, gives ``loss_scale`` and ``skipped``; ``layers_every`` sends the
-        norm of each layer every so many steps. Call it once, behind ``DistributedDataParallel`` or ``fully_shard``.
+        norm of each layer every so many steps. ``comm_hook`` replaces DDP's all-reduce by PyTorch's own hook for it:
+        then ``wait_seconds`` is known, and gradients are seen before the reduction where they lie in its buckets. Call
+        it once, behind ``DistributedDataParallel`` or ``fully_shard``.
         It returns what :meth:`~nantucket._watch.Watch.close` ends, or ``None`` where nothing can be watched.
         """
         try:
@@ -120,7 +123,7 @@ class Run:
             if self._sender is None or not self._open:
                 return None
             torch = sys.modules["torch"]
-            options = Options(int(layers_every), int(update_every), int(first_step))
+            options = Options(int(layers_every), int(update_every), int(first_step), bool(comm_hook))
             self._watch = Watch(torch, model, optimizer, scaler, options, self._sender.put, self._voice)
         except Exception as error:  # noqa: BLE001  a model that cannot be watched is still trained
             self._voice.once("watch", "the model is not watched: %s: %s", type(error).__name__, error)

@@ -14,6 +14,7 @@ from typing import Any, Callable, NamedTuple
 from nantucket import _clock
 from nantucket._gradients import gradient_of, local, measure, update_norm
 from nantucket._readback import Readback
+from nantucket._reduction import Wait, hook_reduction
 from nantucket._say import Voice
 from nantucket._watched_step import Parameters, WatchedStep
 
@@ -29,6 +30,7 @@ class Options(NamedTuple):
     layers_every: int = 0
     update_every: int = 10
     first_step: int = 0
+    comm_hook: bool = False
 
 
 class Watch:
@@ -48,18 +50,30 @@ class Watch:
         self._options, self._hand_over, self._voice = options, hand_over, voice
         self._watched = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
         self._parameters = _parameters(torch, self._watched)
+        self._is_spread = hasattr(model, "_fsdp_wrapped_module") or any(
+            hasattr(each, "to_local") for _, each in self._watched
+        )
         self._step: WatchedStep | None = None
         self._last: WatchedStep | None = None
         self._next_number = options.first_step
         self._count_until = -1
         self._order: list[int] = []
+        self._places = {id(each): place for place, (_, each) in enumerate(self._watched)}
+        self._reduced: set[int] = set()
         self._hooks: list[Any] = []
         self._scaler_update: Any = None
-        self._attach()
+        try:
+            self._attach()
+        except BaseException:
+            self._detach()
+            raise
 
     def close(self) -> None:
         """Take the hooks away; what was measured is sent."""
         self.flush()
+        self._detach()
+
+    def _detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -102,6 +116,10 @@ class Watch:
         self._hooks.append(self._model.register_forward_hook(self._guarded(self._forward)))
         if self._optimizer is not None:
             self._hooks.append(self._optimizer.register_step_post_hook(self._guarded(self._stepped)))
+        if self._options.comm_hook and not hook_reduction(
+            self._torch, self._model, self._guarded(self._look), self._guarded(self._waited)
+        ):
+            self._voice.once("comm hook", "comm_hook=True needs DistributedDataParallel without a hook of its own")
         if self._scaler is not None:
             self._scaler_update = self._scaler.update
             before = self._guarded(self._scaled)
@@ -149,27 +167,35 @@ class Watch:
 
     def _measure(self) -> None:
         """Behind a backward pass, or behind a part of one that was computed anew (activation checkpointing)."""
-        indices, gradients = [], []
-        order = self._order[:]
+        order = [index for index in self._order if index not in self._reduced]
         self._order.clear()
+        self._reduced.clear()
+        self._add(order, [gradient_of(self._watched[index][1]) for index in order], self._is_local())
+
+    def _look(self, bucket: Any) -> None:
+        """Before a bucket of DDP is reduced."""
+        found = {self._places.get(id(each)): grad for each, grad in zip(bucket.parameters(), bucket.gradients())}
+        order = [index for index in self._order if index in found]
+        self._reduced.update(order)
+        self._add(order, [found[index] for index in order], is_local=True)
+
+    def _waited(self, wait: Wait) -> None:
+        self._open().waits.append(wait)
+
+    def _add(self, indices: list[int], gradients: list[Any], is_local: bool) -> None:
         step = self._open()
-        for index in order:
-            gradient = gradient_of(self._watched[index][1])
-            if gradient is not None:
-                indices.append(index)
-                gradients.append(gradient)
-        if indices:
+        there = [(index, gradient) for index, gradient in zip(indices, gradients) if gradient is not None]
+        if there:
             count = self._next_number <= self._count_until
-            step.pieces.append(measure(self._torch, indices, gradients, self._is_local(), count))
+            indices, gradients = [index for index, _ in there], [gradient for _, gradient in there]
+            step.pieces.append(measure(self._torch, indices, gradients, is_local, count))
 
     def _is_local(self) -> bool:
         """Whether gradients behind a backward pass are still those of this rank alone."""
         distributed = self._torch.distributed
         if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
             return True
-        if any(hasattr(parameter, "to_local") for _, parameter in self._watched) or hasattr(
-            self._model, "_fsdp_wrapped_module"
-        ):
+        if self._is_spread:
             return False
         settings = getattr(self._model, "ddp_config", None)
         if settings is not None:  # Megatron-LM's own

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from nantucket._gradients import UNCOUNTED, Piece
 from nantucket._readback import Readback
+from nantucket._reduction import Wait, seconds_waited
 from nantucket._values import METRICS_MAX, Rows, number_of, plain, rows_of
 
 
@@ -38,6 +39,7 @@ class WatchedStep:
         """Columns that come from a device: update_norm, loss_scale, skipped, and what ``run.log`` was given there."""
         self.losses: list[Readback] = []
         """What the model has said of itself, for each microbatch; their mean is the step's."""
+        self.waits: list[Wait] = []
         self.wants_layers = False
         self.closed = False
         self.found_bad = False
@@ -45,7 +47,7 @@ class WatchedStep:
     @property
     def ready(self) -> bool:
         """Whether all of its numbers are on the host. It does not wait."""
-        waiting: list[Piece | Readback] = [*self.pieces, *self.losses, *self.later.values()]
+        waiting: list[Piece | Readback | Wait] = [*self.pieces, *self.losses, *self.later.values(), *self.waits]
         return all(each.ready for each in waiting)
 
     def rows(self) -> Rows:
@@ -53,6 +55,8 @@ class WatchedStep:
         measured = {name: value.values.item() for name, value in self.later.items()}
         if self.losses:
             measured.setdefault("loss", sum(loss.values.item() for loss in self.losses) / len(self.losses))
+        if self.waits:
+            measured["wait_seconds"] = seconds_waited(self.waits)
         if "skipped" in measured:
             measured["skipped"] = measured["skipped"] > 0
         scale = measured.get("loss_scale", 1.0)
