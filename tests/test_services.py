@@ -35,7 +35,7 @@ def make_executable(path: Path) -> Path:
 def run_without_services(arguments: list[str], empty: Path, *, ci: bool) -> subprocess.CompletedProcess[str]:
     """Run a module of Python on a machine that has no service, no cache of them and no way to get any."""
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
-    environment |= {"PATH": str(empty), "SERVICES_FOLDER": str(empty)} | ({"CI": "true"} if ci else {})
+    environment |= {"PATH": str(empty), "SERVICES_FOLDER": str(empty), "PIP_NO_INDEX": "1"} | ({"CI": "true"} if ci else {})
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=REPOSITORY,
@@ -96,7 +96,7 @@ def test_the_version_of_java_is_read_from_what_it_says(said: str, version: int) 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     """A slip in a test's service name is not a missing service."""
     with pytest.raises(
-        services.ServiceError, match=r"'postgre'.*cc, chromium, prometheus, alertmanager, kafka, openssl"
+        services.ServiceError, match=r"'postgre'.*cc, chromium, prometheus, alertmanager, kafka, frameworks, openssl"
     ):
         services.service("postgre")
 

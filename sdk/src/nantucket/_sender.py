@@ -264,6 +264,8 @@ class Sender:
             call = self.handoff.popleft()
             if isinstance(call, tuple):
                 self._take(rows_of(*call))
+            elif call.ready and not self._later:
+                self._take(call.rows())
             else:
                 self._later.append(call)
         while self._later and (self._later[0].ready or len(self._later) > LATER_MAX):

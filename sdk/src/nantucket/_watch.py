@@ -57,7 +57,8 @@ class Watch:
         self._last: WatchedStep | None = None
         self._next_number = options.first_step
         self._count_until = -1
-        self._order: list[int] = []
+        self._orders: dict[int, list[int]] = {}
+        """Which gradients the backward passes that are under way have made, in their order."""
         self._places = {id(each): place for place, (_, each) in enumerate(self._watched)}
         self._reduced: set[int] = set()
         self._hooks: list[Any] = []
@@ -131,13 +132,21 @@ class Watch:
             self._scaler.update = update
 
     def _marker(self, index: int) -> Callable[[Any], None]:
-        """The hook of one parameter. It runs for every gradient: it notes a number, and the first asks for the end."""
-        order, queue = self._order, self._torch.autograd.Variable._execution_engine.queue_callback
+        """The hook of one parameter. It runs for every gradient: it notes a number, and the first asks for the end.
+
+        A backward pass has a number of its own, also one inside another (activation checkpointing), so that what one
+        that was broken off has left is not taken for the next one's.
+        """
+        orders, backward = self._orders, self._torch._C._current_graph_task_id
+        queue = self._torch.autograd.Variable._execution_engine.queue_callback
         measured = self._guarded(self._measure)
 
         def mark(_parameter: Any) -> None:
-            if not order:
-                queue(measured)
+            number = backward()
+            order = orders.get(number)
+            if order is None:
+                order = orders[number] = []
+                queue(lambda: measured(number))
             order.append(index)
 
         return mark
@@ -165,17 +174,16 @@ class Watch:
             self._step.wants_layers = every > 0 and self._next_number % every == 0
         return self._step
 
-    def _measure(self) -> None:
+    def _measure(self, backward: int) -> None:
         """Behind a backward pass, or behind a part of one that was computed anew (activation checkpointing)."""
-        order = [index for index in self._order if index not in self._reduced]
-        self._order.clear()
+        order = [index for index in self._orders.pop(backward) if index not in self._reduced]
         self._reduced.clear()
         self._add(order, [gradient_of(self._watched[index][1]) for index in order], self._is_local())
 
     def _look(self, bucket: Any) -> None:
         """Before a bucket of DDP is reduced."""
         found = {self._places.get(id(each)): grad for each, grad in zip(bucket.parameters(), bucket.gradients())}
-        order = [index for index in self._order if index in found]
+        order = [index for order in self._orders.values() for index in order if index in found]
         self._reduced.update(order)
         self._add(order, [found[index] for index in order], is_local=True)
 
@@ -207,7 +215,7 @@ class Watch:
         """A model that computes its own loss says it (Hugging Face's do)."""
         loss: Any = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
         if self._model.training:
-            self._order.clear()  # of a backward pass that was broken off
+            self._orders.clear()  # of a backward pass that was broken off
             step = self._open()
             if self._torch.is_tensor(loss) and loss.ndim == 0:
                 step.losses.append(Readback(self._torch, loss))
