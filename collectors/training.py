@@ -30,12 +30,16 @@ from collectors.training_memory import (
     Arrivals,
     ByteBudget,
 )
+from collectors.training_process import process_of
 from collectors.training_sockets import UNIX_MODE, bind_tcp, bind_unix_owned, check_place, peer_of
+from collectors.training_stacks import read_stack
+from collectors.training_teller import Teller
 from collectors.training_wire import (
     HEAD_BYTES_MAX,
     HELLO_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     PROTOCOL,
+    SDK_EVENTS,
     Handshake,
     Hello,
     RowsMessage,
@@ -47,6 +51,7 @@ from collectors.training_wire import (
 )
 from collectors.verdict_desk import VerdictDesk
 from telemetry_bus.runtime.clock import Clock
+from telemetry_bus.schemas import EventKind
 
 LOGGER = logging.getLogger(__name__)
 READ_BYTES = 64 * 1024
@@ -232,10 +237,7 @@ class _Connection:
         try:
             hello = await self._greeted()
             if hello is not None:
-                self._tell_who(hello)
-                if self._listener.verdicts is not None:
-                    self._listener.verdicts.joined(self, hello.job, hello.attempt, self._send)
-                await self._read_rows(hello)
+                await self._serve(hello)
         except (OSError, asyncio.IncompleteReadError):
             pass  # the other end is gone; what it sent completely is on its way, and the rest it sends again
         finally:
@@ -246,10 +248,28 @@ class _Connection:
                 self._listener.verdicts.left(self)
             await self._close()
 
-    def _tell_who(self, hello: Hello) -> None:
+    async def _serve(self, hello: Hello) -> None:
+        pid, uid = (None, None) if self._tcp else peer_of(self._writer)
+        self._tell_who(hello, pid, uid)
+        if self._listener.verdicts is not None:
+            self._listener.verdicts.joined(self, hello.job, hello.attempt, self._send)
+        teller = Teller(self._listener, hello)
+        process = await process_of(pid, hello.stack_fd, hello.thread, teller.stack)
+        if hello.wants_welcome:
+            self._send({"type": "welcome", "events": sorted(SDK_EVENTS), "stacks": process.holds_stacks})
+        try:
+            said_goodbye = await self._read_rows(hello)
+            if not said_goodbye and await process.gone():
+                teller.ended_without_goodbye()
+        except (OSError, asyncio.IncompleteReadError):
+            if await process.gone():
+                teller.ended_without_goodbye()
+        finally:
+            process.close()
+
+    def _tell_who(self, hello: Hello, pid: int | None, uid: int | None) -> None:
         if self._listener.users is None:
             return
-        pid, uid = (None, None) if self._tcp else peer_of(self._writer)
         pid = pid if self._listener.numbers_are_host_s else None  # the driver's are, and another's may be the same
         told = {name: hello.identity.get(name) for name in ("world_size", "role", "uuid")}
         peer = TrainingPeer(hello.job, hello.attempt, hello.rank, **told, gpu=hello.gpu, pid=pid, uid=uid)
@@ -318,7 +338,8 @@ class _Connection:
         switch = None if self._tcp else self._listener.profiling
         return None if switch is None else switch.answer(head, self._listener.clock.now())
 
-    async def _read_rows(self, hello: Hello) -> None:
+    async def _read_rows(self, hello: Hello) -> bool:
+        """Until the other end says goodbye (True) or is refused."""
         clock = self._listener.clock
         while True:
             idle_since = clock.monotonic()
@@ -328,13 +349,13 @@ class _Connection:
                 text = await self._body(size)
             except WireRefusal as refusal:
                 await self._refuse_connection(refusal)
-                return
+                return False
             self._arrived = clock.monotonic()
             while self._open and self._open_bytes + size > self._limits.connection_bytes:
                 await self._one_settled()
             await self._listener.budget.take(size)
             if await self._one_message(hello, text):
-                return
+                return True
             await self._writer.drain()
 
     async def _body(self, size: int) -> bytes:
@@ -396,6 +417,9 @@ class _Connection:
                 found = ascii(str(body.get("type"))[:40])
                 raise WireRefusal(Refused.NOT_A_MESSAGE, f"type: expected 'rows' or 'bye', found {found}")
             rows = parse_rows(body)
+            for row in rows.rows if rows.stream is Stream.EVENT else ():
+                if row["kind"] == EventKind.STACK:
+                    read_stack(row)
             self._listener.lanes[rows.stream].check(hello, rows, self._unread)
             return rows
         except WireRefusal as refusal:

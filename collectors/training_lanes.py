@@ -244,7 +244,7 @@ def _by_job(messages: Sequence[Message]) -> Iterable[list[Message]]:
 
 def source_of(hello: Hello, stream: Stream) -> str:
     """The name under which the reader's ledger counts this stream of this SDK process."""
-    return f"{hello.job}/{hello.attempt}/{hello.rank}/{stream}"
+    return f"{hello.job}/{hello.attempt}/{hello.rank}/{stream}{hello.told_by}"
 
 
 def _key(hello: Hello, stream: Stream) -> str:

@@ -62,6 +62,8 @@ SDK_EVENTS = frozenset(
         EventKind.CHECKPOINT_BEGIN,
         EventKind.CHECKPOINT_END,
         EventKind.ANNOUNCED_CHANGE,
+        EventKind.PHASE,
+        EventKind.HEARTBEAT,
         EventKind.STACK,
         EventKind.VERDICT,
         EventKind.ROWS_DROPPED,
@@ -89,6 +91,14 @@ class Hello:
     rank: int
     gpu: int | None
     identity: Mapping[str, Any]
+    stack_fd: int | None = None
+    """The descriptor of that process into which its stacks are written, if it offers one."""
+    thread: str = ""
+    """The thread that trains, as :mod:`faulthandler` writes it."""
+    wants_welcome: bool = False
+    """Whether it understands being told what is taken beyond the first version."""
+    told_by: str = ""
+    """Who tells of this process, where it is not itself: then the source has another name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +193,11 @@ def parse_hello(body: Mapping[str, Any], job: str) -> Hello:
         name: _checked(check, body[name], name) for name, check in HELLO_FIELDS.items() if body.get(name) is not None
     }
     rank = _checked(count(INT32_MAX), body.get("rank"), "rank")
-    identity = {name: value for name, value in checked.items() if name not in ("gpu", "sdk")}
+    identity = {name: value for name, value in checked.items() if name not in OWN_FIELDS}
     attempt = _name(body.get("attempt"), "attempt", Refused.BAD_HELLO)
-    return Hello(checked.get("sdk", "unknown"), boot, job, attempt, rank, checked.get("gpu"), identity)
+    own: dict[str, Any] = {name: checked[name] for name in ("stack_fd", "thread") if name in checked}
+    own["wants_welcome"] = body.get("welcome") is True
+    return Hello(checked.get("sdk", "unknown"), boot, job, attempt, rank, checked.get("gpu"), identity, **own)
 
 
 def _checked(check: Check, value: object, name: str) -> Any:
@@ -262,7 +274,14 @@ def _row(row: object, fields: Mapping[str, Check], required: tuple[str, ...], in
     return cells, unknown
 
 
-HELLO_FIELDS: dict[str, Check] = {"sdk": text(64), "gpu": count(INT32_MAX), **IDENTITY_CELLS}
+OWN_FIELDS: dict[str, Check] = {
+    "sdk": text(64),
+    "gpu": count(INT32_MAX),
+    "stack_fd": count(INT32_MAX),
+    "thread": text(32),
+}
+"""Fields of a ``hello`` that are no columns of its training rows."""
+HELLO_FIELDS: dict[str, Check] = {**OWN_FIELDS, **IDENTITY_CELLS}
 ROW_FIELDS: dict[Stream, Mapping[str, Check]] = {
     Stream.TRAIN: TRAIN_CELLS,
     Stream.METRIC: METRIC_CELLS,

@@ -35,7 +35,9 @@ def make_executable(path: Path) -> Path:
 def run_without_services(arguments: list[str], empty: Path, *, ci: bool) -> subprocess.CompletedProcess[str]:
     """Run a module of Python on a machine that has no service, no cache of them and no way to get any."""
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
-    environment |= {"PATH": str(empty), "SERVICES_FOLDER": str(empty), "PIP_NO_INDEX": "1"} | ({"CI": "true"} if ci else {})
+    environment |= {"PATH": str(empty), "SERVICES_FOLDER": str(empty), "PIP_NO_INDEX": "1"} | (
+        {"CI": "true"} if ci else {}
+    )
     return subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=REPOSITORY,

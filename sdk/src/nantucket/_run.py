@@ -6,14 +6,17 @@ import atexit
 import os
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar
 
 from nantucket import _clock
 from nantucket._connection import default_url
 from nantucket._heed import Agree, Heed, Wish, make_heed
 from nantucket._identity import identify
+from nantucket._life import Life
+from nantucket._pulse import STACK_SECONDS, Pulse
 from nantucket._readback import LaterCall, Readback, is_on_device
 from nantucket._say import Voice
 from nantucket._secret import Secret
@@ -28,6 +31,9 @@ FINISH_SECONDS = 5.0
 FINISH_GRACE_SECONDS = 1.5
 """How long it waits for one that is not: one pause between two attempts, and one attempt."""
 TOKEN_CHARACTERS_MAX = 512
+STACK_SECONDS_MAX = 1e6
+"""Eleven days; faulthandler's timer takes no number of any size."""
+T = TypeVar("T")
 
 _runs: weakref.WeakSet[Run] = weakref.WeakSet()
 
@@ -48,6 +54,7 @@ class Run:
         self._not_taken = 0
         self._heed: Heed | None = None
         self._watch: Watch | None = None
+        self._life: Life | None = None if sender is None else Life(self._tell)
 
     def __repr__(self) -> str:
         if self._sender is None:
@@ -85,6 +92,8 @@ class Run:
             if type(step) not in PLAIN_TYPES:
                 step = plain(step)
             if self._open and self._sender is not None:
+                if self._life is not None and type(step) is int:
+                    self._life.stepped(step, values)
                 if self._watch is None or not self._watch.claim(now, step, values):
                     self._sender.put(LaterCall(now, step, values) if later else (now, step, values))
             else:
@@ -94,6 +103,49 @@ class Run:
             self._voice.once(
                 "log", "a call of run.log could not be used (%s); said once, counted", type(error).__name__
             )
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """The block is no step: ``"checkpoint"``, ``"eval"``, ``"compile"`` or any other name. Rows in it carry it.
+
+        Detectors wait longer in ``checkpoint, eval, evaluation, validation, save`` and ``compile``. The time of the
+        block is in no ``step_seconds``.
+        """
+        text = str(name)[:64]
+        return nullcontext() if self._life is None or not text else self._life.in_phase(text)
+
+    def loading(self, batches: Iterable[T]) -> Iterator[T]:
+        """``batches`` as they are; the time for which each is waited for becomes the row's ``data_seconds``."""
+        return iter(batches) if self._life is None else self._life.loading(batches)
+
+    def checkpoint(self, step: int, path: object = None) -> None:
+        """A checkpoint of ``step`` is complete, at ``path``. A page names the last good one."""
+        self._event("checkpoint_end", step, {} if path is None else {"path": str(path)[:1024]})
+
+    def note(self, text: str) -> None:
+        """Announce a change (``"data mix changed"``): whoever sees the curve bend finds it beside."""
+        self._event("announced_change", None, {}, str(text))
+
+    def _event(self, kind: str, step: object, detail: dict[str, Any], message: str = "") -> None:
+        try:
+            number = plain(step)
+            if self._open and self._sender is not None:
+                self._sender.announce(kind, detail, number if type(number) is int else None, message)
+            else:
+                self._closed()
+        except Exception as error:  # noqa: BLE001  a wrong argument must never break a training step
+            self._not_taken += 1
+            self._voice.once(kind, "a call could not be used (%s: %s)", kind, type(error).__name__)
+
+    def _tell(self, kind: str, step: int | None, detail: dict[str, Any], message: str = "") -> None:
+        if self._sender is None or not self._open:
+            return
+        if kind == "phase" and self._sender.identity.rank != 0:
+            return  # rank 0 tells it for the job; the others' rows and heartbeats carry it
+        self._sender.announce(kind, detail, step, message)
+
+    def _keep_pulse(self, seconds: float) -> None:
+        if self._sender is not None and self._life is not None:
+            self._sender.pulse = Pulse(self._life, seconds, self._tell)
 
     def watch(
         self,
@@ -242,6 +294,7 @@ def init(
     agree: Agree | None = None,
     checkpoint: Callable[[str], object] | None = None,
     quarantine: str = "",
+    stack_seconds: float | None = None,
 ) -> Run:
     """Start to report this process as ``rank`` of ``job``. It never raises and does not wait for the collector.
 
@@ -252,12 +305,16 @@ def init(
     ``on_divergence`` says what :meth:`Run.heed` does when Nantucket tells the job to stop: ``"shadow"``, ``"raise"``,
     ``"checkpoint"`` or a function; nothing by default. ``verdict_key`` defaults to ``NANTUCKET_VERDICT_KEY``, ``agree``
     brings all ranks to one answer, ``checkpoint`` saves to a path in ``quarantine``.
+
+    ``stack_seconds`` (default ``NANTUCKET_STACK_SECONDS``, else 60; 0 for never): where this process stands is sent
+    when it has called nothing of the run for so long and for three of its longest steps. It takes ``faulthandler``'s
+    one timer.
     """
     voice = Voice()
     try:
         options = {"world_size": world_size, "role": role, "attempt": attempt, "node": node, "region": region}
         options.update({"uuid": uuid, "gpu": gpu, "dp": dp, "tp": tp, "pp": pp, "ep": ep})
-        run = _start(job, rank, options, url, token, voice)
+        run = _start(job, rank, options, url, token, voice, _stack_seconds(stack_seconds, voice))
         divergence = {"agree": agree, "checkpoint": checkpoint, "quarantine": quarantine}
         run._heed_verdicts(on_divergence, verdict_key, divergence)
         return run
@@ -266,7 +323,15 @@ def init(
         return Run(None, "", voice)
 
 
-def _start(job: object, rank: object, options: Mapping[str, object], url: object, token: object, voice: Voice) -> Run:
+def _start(
+    job: object,
+    rank: object,
+    options: Mapping[str, object],
+    url: object,
+    token: object,
+    voice: Voice,
+    stack_seconds: float,
+) -> Run:
     identity, problems = identify(job, rank, options, os.environ, _clock.now())
     for problem in problems:
         voice.once("init " + problem.partition(":")[0], "init: %s", problem)
@@ -274,9 +339,22 @@ def _start(job: object, rank: object, options: Mapping[str, object], url: object
     run = Run(sender, identity.attempt, voice)
     _runs.add(run)
     detail: dict[str, Any] = {"sdk": f"python/{__version__}", "pid": os.getpid(), **identity.extra}
+    run._keep_pulse(stack_seconds)
     sender.start(detail)
     atexit.register(run._at_exit)
     return run
+
+
+def _stack_seconds(given: object, voice: Voice) -> float:
+    raw = given if given is not None else os.environ.get("NANTUCKET_STACK_SECONDS") or STACK_SECONDS
+    try:
+        seconds = float(raw)  # type: ignore[arg-type]  # what float refuses is caught
+        if 0 <= seconds < STACK_SECONDS_MAX:
+            return seconds
+    except (TypeError, ValueError):
+        pass
+    voice.once("stack_seconds", "stack_seconds: expected seconds from 0 on, found %s", ascii(str(raw)[:40]))
+    return STACK_SECONDS
 
 
 def _url_of(given: object) -> Callable[[], str]:

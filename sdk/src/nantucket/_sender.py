@@ -16,6 +16,7 @@ from nantucket._buffer import Row, RowBuffer
 from nantucket._connection import Address, BadUrl, Connection, Refused, address_of, connect
 from nantucket._heed import Heed
 from nantucket._identity import Identity
+from nantucket._pulse import Pulse
 from nantucket._say import Voice
 from nantucket._secret import Secret
 from nantucket._values import Rows, rows_of
@@ -38,6 +39,7 @@ METRIC_ROWS_MAX = 65_536
 METRIC_BYTES_MAX = 8 * 1024 * 1024
 """Metric rows: 30 s of 200 metrics, 10 times a second, is 60,000 rows of some 110 bytes."""
 EVENT_ROWS_MAX = 64
+MESSAGE_CHARACTERS_MAX = 4_096
 EVENT_BYTES_MAX = 256 * 1024
 """Events of the SDK itself: a start, an end, and one count of dropped rows per reconnect."""
 WINDOW_MESSAGES = 16
@@ -58,6 +60,8 @@ DROPPED_SECONDS = 1.0
 CONNECT_ALLOWANCE_SECONDS = 3.0
 """What an attempt to connect and shake hands may take beyond the deadline that was given to ``stop``."""
 STREAMS = ("event", "train", "metric")
+LATER_KINDS = frozenset({"heartbeat", "phase"})
+"""Events that a collector of the first version refuses: they are sent once it has said that it takes them."""
 COUNTED = ("rows", "acknowledged", "refused", "unusable", "errors", "dropped")
 
 
@@ -113,12 +117,16 @@ class Sender:
         self.identity = identity
         self.heed: Heed | None = None
         """Who is told of verdicts, and of rows that are not finite."""
+        self.pulse: Pulse | None = None
+        """Who tells of a training thread that says nothing."""
         self.boot = uuid.uuid4()
         # All keys from the start: the dictionary does not change its size while the training loop reads it.
         self.counts: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
         self.handoff: deque[Call] = deque()
         self._later: deque[Later] = deque()
         self._announced: deque[dict[str, Any]] = deque(maxlen=EVENT_ROWS_MAX)
+        self._taken_kinds: frozenset[str] | None = None
+        """The kinds of events that the collector takes, once one has answered."""
         self._url = url
         self._token = token
         self._voice = voice
@@ -181,6 +189,8 @@ class Sender:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(seconds + CONNECT_ALLOWANCE_SECONDS)
+        if self.pulse is not None and not self._thread.is_alive():
+            self.pulse.close()
         return (
             sum(stream.rows for stream in self._streams.values() if stream.name != "event")
             + len(self.handoff)
@@ -194,6 +204,8 @@ class Sender:
         it.
         """
         self.handoff = deque()
+        if self.pulse is not None:
+            self.pulse.abandon()
         if self._connection is not None:
             self._connection.close()
 
@@ -202,9 +214,14 @@ class Sender:
         row = {"time": _clock.now(), "kind": kind, "detail": detail}
         self._put(self._streams["event"], row, critical=True)
 
-    def announce(self, kind: str, detail: dict[str, Any]) -> None:
+    def announce(self, kind: str, detail: dict[str, Any], step: int | None = None, message: str = "") -> None:
         """Queue an event from any thread. Of more than :data:`EVENT_ROWS_MAX` at once the oldest go."""
-        self._announced.append({"time": _clock.now(), "kind": kind, "detail": detail})
+        row: dict[str, Any] = {"time": _clock.now(), "kind": kind, "detail": detail}
+        if step is not None:
+            row["step"] = step
+        if message:
+            row["message"] = message[:MESSAGE_CHARACTERS_MAX]
+        self._announced.append(row)
 
     def _run(self) -> None:
         while True:
@@ -223,6 +240,8 @@ class Sender:
                 sleep(POLL_SECONDS)
 
     def _look(self) -> None:
+        if self.pulse is not None and not self._stop.is_set():
+            self.pulse.look()
         self._drain()
         if self._connection is None and _clock.monotonic() >= self._retry_at:
             self._connect()
@@ -251,15 +270,20 @@ class Sender:
     @property
     def _waiting(self) -> bool:
         """Whether something was handed over that is no row yet."""
-        return bool(self.handoff or self._announced or self._later)
+        sendable = self._announced and self._taken_kinds is not None
+        return bool(self.handoff or sendable or self._later)
 
     def _rows_left(self) -> bool:
         """Whether rows are not yet durable: the end of a job must not overtake its last steps."""
         return any(stream.rows for stream in self._streams.values() if stream.name != "event")
 
     def _drain(self) -> None:
-        while self._announced:
-            self._put(self._streams["event"], self._announced.popleft(), critical=True)
+        for _ in range(len(self._announced)):
+            event = self._announced.popleft()
+            if event["kind"] in LATER_KINDS and self._taken_kinds is None:
+                self._announced.append(event)  # nobody has answered yet
+            elif event["kind"] not in LATER_KINDS or event["kind"] in (self._taken_kinds or ()):
+                self._put(self._streams["event"], event, critical=True)
         for _ in range(min(len(self.handoff), DRAIN_MAX)):
             call = self.handoff.popleft()
             if isinstance(call, tuple):
@@ -319,7 +343,10 @@ class Sender:
         """Say who this is, say what was dropped, and send again what was not acknowledged, with the clock of now."""
         identity = self.identity
         hello = {"type": "hello", "version": _wire.VERSION, "sdk": f"python/{__version__}", "boot": str(self.boot)}
+        hello["welcome"] = True
         hello.update({"job": identity.job, "attempt": identity.attempt, "rank": identity.rank, **identity.extra})
+        if self.pulse is not None:
+            hello.update(self.pulse.hello())
         connection.send(_wire.message(hello))
         for stream in self._streams.values():
             for sent in stream.under_way.values():
@@ -360,6 +387,9 @@ class Sender:
         if kind == "verdict" and self.heed is not None:
             self.heed.heard(answer, _clock.now())
             return
+        if kind == "welcome":
+            self._welcomed(answer)
+            return
         if kind == "refuse" and seq is None:
             self._refused(0, ascii(str(answer.get("message"))[:300])[1:-1])
             raise ConnectionResetError("the collector refused this connection")
@@ -368,6 +398,8 @@ class Sender:
         sent = self._streams[name].under_way.pop(seq, None)
         if sent is None:
             return
+        if self._taken_kinds is None:
+            self._taken_kinds = frozenset()  # it has answered, and said no more than the first version does
         if kind == "ack":
             self.counts["acknowledged"] += len(sent.rows)
             self._connected()
@@ -375,6 +407,13 @@ class Sender:
             self.counts["refused"] += len(sent.rows)
             text = ascii(str(answer.get("message"))[:300])[1:-1]
             self._voice.once("refused", "the collector refused %d rows: %s (said once; counted)", len(sent.rows), text)
+
+    def _welcomed(self, answer: dict[str, Any]) -> None:
+        """The collector says what it takes beyond the first version of the wire."""
+        events = answer.get("events")
+        self._taken_kinds = frozenset(name for name in events if type(name) is str) if type(events) is list else None
+        if self.pulse is not None:
+            self.pulse.held = answer.get("stacks") is True
 
     def _connected(self) -> None:
         """The collector takes rows: the next absence is a new one."""
@@ -411,4 +450,6 @@ class Sender:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            if self.pulse is not None:
+                self.pulse.held = False
             self._away_since = _clock.monotonic()
