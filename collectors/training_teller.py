@@ -11,11 +11,9 @@ from collectors.training_lanes import Lane, Message
 from collectors.training_memory import ByteBudget
 from collectors.training_wire import Hello, RowsMessage, Stream
 from telemetry_bus.runtime.clock import Clock
-from telemetry_bus.schemas import EventKind
+from telemetry_bus.schemas import WITHOUT_GOODBYE, EventKind
 
 TOLD_BY = "/collector"
-WITHOUT_GOODBYE = "ended without goodbye"
-"""Status of a ``job_end`` event of a process that was killed, or whose machine took it away."""
 WAITING_MAX = 16
 """Events of one process that may wait for the bus; what goes beyond is passed over."""
 

@@ -5,6 +5,7 @@ a half times the second longest pause that it has come back from (what has happe
 Checkpoints and evaluations, where rows or events tell of them, have a patience of their own.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,10 +15,11 @@ import numpy as np
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.ranks import RankSteps
+from detectors.stacks import JobStacks
 from detectors.windows import STEP_LIMIT, SeriesTable, not_from_the_future, steps, texts
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
-from telemetry_bus.schemas import EventKind, FindingState, Severity
+from telemetry_bus.schemas import WITHOUT_GOODBYE, EventKind, FindingState, Severity
 from telemetry_bus.topics import Topic
 
 NAME = "stall"
@@ -31,6 +33,8 @@ PAUSE_PHASES = frozenset({"checkpoint", "eval", "evaluation", "validation", "sav
 LATE_SECONDS = 5.0
 """A row of another rank may arrive after the job's end was told; steps made later than this say that the job goes on
 (its ranks end one by one, and each tells it)."""
+STACKS_SECONDS = 5.0
+"""Stacks of many ranks come within seconds of each other: a stall is said again with them at most so often."""
 _RUNNING, _STALLED, _ENDED, _SUPERSEDED = 0, 1, 2, 3
 
 
@@ -77,6 +81,7 @@ class StallDetector:
         self.config = config
         self.series = SeriesTable(_blank())
         self.ranks = RankSteps()
+        self.stacks: dict[int, JobStacks] = {}
 
     def remember(self, finding: Finding, now: float) -> None:
         """Take up the stall of ``finding``, with the pace that the run had before it."""
@@ -112,6 +117,7 @@ class StallDetector:
         said: list[tuple[int, Finding]] = []
         for slot in new:
             self.ranks.forget(slot)
+            self.stacks.pop(slot, None)
             said.extend((-1, finding) for finding in self._superseded(slot, float(seconds[0])))
         at = np.flatnonzero(slots >= 0)
         self.ranks.note(slots[at], frame.numbers("rank")[0][at], step[at])
@@ -140,11 +146,19 @@ class StallDetector:
             if self.series.keys[slot] is not None:
                 state["phase"][slot] = _STALLED
                 found.append(self._stalled(slot, now, float(patience[slot])))
+        found.extend(self._placed(now))
         for slot in self.series.silent(now):
             if state["phase"][slot] != _STALLED:
                 self.ranks.forget(slot)
+                self.stacks.pop(slot, None)
                 self.series.free(slot)
         return found
+
+    def _placed(self, now: float) -> Iterator[Finding]:
+        """Stalls whose stacks have come since they were said: they are said once more, with where the ranks stand."""
+        for slot, stacks in self.stacks.items():
+            if stacks.fresh and now - stacks.told >= STACKS_SECONDS and self.series.state["phase"][slot] == _STALLED:
+                yield self._stalled(slot, now, float(self._patience(self.series.state)[slot]))
 
     def _patience(self, state: Any) -> Any:
         mean = state["sum"] / np.maximum(state["moves"], 1)
@@ -203,6 +217,9 @@ class StallDetector:
             state["longest"][slot[at]] = max(longest, took[at])
         last = rows[-1:] if one else rows
         state["step"][slots[last]], state["moved"][slots[last]] = step[last], seconds[last]
+        if self.stacks:
+            for each in slots[last].tolist():
+                self.stacks.pop(each, None)  # it goes on: where it stood is of no use any more
         state["paused"][slots[last]] = False
 
     def _parts(self, slots: Array, at: Array, pausing: Array) -> Iterator[Array]:
@@ -216,15 +233,32 @@ class StallDetector:
     def _events(self, frame: Frame) -> list[Finding]:
         found: list[Finding] = []
         kinds, jobs, attempts = frame.strings("kind"), frame.strings("job"), frame.strings("attempt")
+        details, nodes, ranks = frame.strings("detail"), frame.strings("node"), frame.numbers("rank")[0]
         for at, kind in enumerate(kinds):
             slot = self.series.slot((jobs[at] or "", attempts[at] or ""))
             if slot is None:
                 continue
-            if kind == EventKind.JOB_END:
+            detail = details[at] or "{}"
+            if kind == EventKind.JOB_END and WITHOUT_GOODBYE in detail:
+                self.stacks.setdefault(slot, JobStacks()).ended(int(ranks[at]), nodes[at] or "")
+            elif kind == EventKind.JOB_END:
                 found.extend(self._end(slot, float(frame.times()[at]), "the job has ended"))
+            elif kind == EventKind.STACK:
+                self.stacks.setdefault(slot, JobStacks()).note(int(ranks[at]), detail)
+            elif kind == EventKind.PHASE:
+                self._phase(slot, detail)
             elif kind in (EventKind.CHECKPOINT_BEGIN, EventKind.CHECKPOINT_END):
                 self.series.state["paused"][slot] = kind == EventKind.CHECKPOINT_BEGIN
         return found
+
+    def _phase(self, slot: int, detail: str) -> None:
+        """A job says that it pauses, or goes on."""
+        try:
+            told = json.loads(detail)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(told, dict) and str(told.get("phase")) in PAUSE_PHASES:
+            self.series.state["paused"][slot] = told.get("state") == "begin"
 
     def _superseded(self, new_slot: int, now: float) -> list[Finding]:
         """A new attempt ends the watch over those before."""
@@ -252,17 +286,23 @@ class StallDetector:
             f" Behind are {len(behind)} of {ranks} ranks, at step {lowest}: {names}." if 0 < len(behind) < ranks else ""
         )
         mean = float(series["sum"]) / max(int(series["moves"]), 1)
+        stacks = self.stacks.setdefault(slot, JobStacks())
+        stand = stacks.said()
+        told_before = stacks.told
+        stacks.fresh, stacks.told = False, now
+        more = (stand,) if told_before else ()
         return Finding(
-            id=finding_id(NAME, job, attempt, step, moved, "firing"),
+            id=finding_id(NAME, job, attempt, step, moved, "firing", *more),
             time=now,
             detector=NAME,
             kind=FindingKind.STALL,
             state=FindingState.FIRING,
             severity=Severity.CRITICAL,
-            title=f"{job}: no step since step {step}, {silence:.0f} s ago",
+            title=f"{job}: no step since step {step}, {silence:.0f} s ago" + (f": {stand}" if stand else ""),
             message=f"A step took {mean:.3g} s on average; {patience:.0f} s of silence are the limit.{who}",
             job=job,
             attempt=attempt,
+            rank=stacks.odd(),
             step=step,
             onset_step=step,
             onset_time=moved,
@@ -277,6 +317,7 @@ class StallDetector:
                 "ranks_behind": len(behind) if len(behind) < ranks else 0,
                 "first_ranks_behind": behind[:RANKS_SAID] if len(behind) < ranks else [],
                 "lowest_step": lowest,
+                **stacks.evidence(),
             },
         )
 

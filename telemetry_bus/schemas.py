@@ -77,6 +77,10 @@ class EventKind(StrEnum):
     """What waits on a node's disk because the bus was away: frames, bytes, oldest_seconds, away."""
 
 
+WITHOUT_GOODBYE = "ended without goodbye"
+"""Status of a ``job_end`` event of a process that is gone and has not said so: killed, most likely."""
+
+
 def _schema(*columns: tuple[str, pa.DataType], required: frozenset[str]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=name not in required) for name, kind in columns])
 

@@ -1,10 +1,13 @@
 """Stalls: silence that is longer than this run's own, found by ticks."""
 
+import json
 from typing import Any
 
 import pytest
 
 from detectors import ReaderHealth, Stall
+from detectors.stall import StallDetector
+from telemetry_bus.findings import Finding
 from telemetry_bus.schemas import FindingState
 from tests.detectors.rows import START, ended, fed, frame, row, ticks
 
@@ -124,3 +127,96 @@ def test_a_step_of_the_bus_clock_hides_no_stall_and_makes_none(step: int) -> Non
     health = ReaderHealth(watching_since=START + 21 + step)
     found = ticks(detector, 21 + step, 300 + step, health)
     assert [round(item.time - START - step) for item in found] == [142]
+
+
+def told(kind: str, second: float, rank: int = 0, **detail: Any) -> dict[str, Any]:
+    """An event of a rank."""
+    who = {"job": "leviathan-7b", "attempt": "1", "rank": rank, "node": f"n{rank}", "simulated": False}
+    return {"time": START + second, "kind": kind, "detail": json.dumps(detail), **who}
+
+
+def stand(second: float, rank: int, *functions: str) -> dict[str, Any]:
+    """The stack of a rank, innermost function first."""
+    return told("stack", second, rank, frames=[f"{name} (job/{name}.py:1)" for name in functions])
+
+
+def stalled_with(*events: dict[str, Any], ranks: int = 8) -> Finding:
+    """The stall of a job whose ranks told ``events`` before its patience ended."""
+    detector = Stall().build()
+    fed(detector, running(20, ranks=ranks))
+    detector.observe(frame(events, "event/1"))
+    (found,) = ticks(detector, 21, 141)
+    return found
+
+
+WAITING = ("wait", "all_reduce", "train")
+
+
+def test_the_rank_that_the_others_wait_for_is_named_with_its_stack() -> None:
+    """Seven stand in a collective, one in its data loader."""
+    others = [stand(80, rank, *WAITING) for rank in range(8) if rank != 5]
+    found = stalled_with(*others, stand(80, 5, "read", "next_batch", "train"))
+    assert found.title.endswith("121 s ago: 7 ranks are in all_reduce, rank 5 is in the data loader (next_batch)")
+    assert found.rank == 5
+    assert found.evidence["stack"][0] == "read (job/read.py:1)"
+    assert found.evidence["ranks_at"] == {"in all_reduce": 7, "in the data loader (next_batch)": 1}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        pytest.param([stand(80, rank, *WAITING) for rank in range(8)], id="all in one place"),
+        pytest.param(
+            [stand(80, rank, "next_batch") for rank in range(7)] + [stand(80, 7, *WAITING)], id="most do not wait"
+        ),
+        pytest.param(
+            [stand(80, rank, *WAITING) for rank in range(6)] + [stand(80, 6, "f"), stand(80, 7, "g")], id="two apart"
+        ),
+        pytest.param([stand(80, 0, "next_batch")], id="one stack alone"),
+        pytest.param([], id="none"),
+    ],
+)
+def test_no_rank_is_named_where_none_stands_apart(events: list[dict[str, Any]]) -> None:
+    """A wrong name costs a night."""
+    found = stalled_with(*(events or [told("heartbeat", 80)]))
+    assert found.rank is None
+    assert "stack" not in found.evidence
+
+
+def test_a_rank_that_is_gone_is_named_as_gone() -> None:
+    """Its process was killed: that is no orderly end, and the others hang."""
+    events = [stand(80, rank, *WAITING) for rank in range(7)]
+    found = stalled_with(*events, told("job_end", 30, 7, status="ended without goodbye"))
+    assert found.title.endswith("7 ranks are in all_reduce, rank 7 is gone")
+    assert found.evidence["ranks_gone"] == [7]
+
+
+def test_stacks_that_come_after_the_stall_are_told_once_more() -> None:
+    """As a further finding of the same stall."""
+    detector = StallDetector(Stall())
+    fed(detector, running(20, ranks=2))
+    (first,) = ticks(detector, 21, 141)
+    detector.observe(frame([stand(142, 0, *WAITING), stand(142, 1, "next_batch")], "event/1"))
+    (second,) = ticks(detector, 142, 160)
+    assert (first.rank, second.rank) == (None, 1)
+    assert first.id != second.id
+    assert (first.onset_step, first.onset_time) == (second.onset_step, second.onset_time)
+    fed(detector, [row(21, second=161)])
+    assert detector.stacks == {}
+
+
+def test_a_phase_that_is_told_has_a_patience_of_its_own() -> None:
+    """Half an hour for an evaluation; once it has ended the usual time holds."""
+    detector = Stall().build()
+    fed(detector, running(20))
+    detector.observe(frame([told("phase", 21, phase="eval", state="begin")], "event/1"))
+    assert ticks(detector, 21, 1_000) == []
+    detector.observe(frame([told("phase", 1_000, phase="eval", state="end")], "event/1"))
+    assert len(ticks(detector, 1_001, 1_200)) == 1
+
+
+def test_a_stack_or_phase_that_cannot_be_read_says_nothing() -> None:
+    """Whatever a job writes into its details."""
+    bad = [{**told("stack", 80), "detail": text} for text in ("", "[]", '{"frames": 5}', '{"frames": [5]}', "{")]
+    bad += [{**told("phase", 80), "detail": text} for text in ("", "[]", '{"phase": ["eval"]}', "{")]
+    assert stalled_with(*bad).rank is None
