@@ -160,6 +160,19 @@ def _a_slice(value: str) -> str:
     return value
 
 
+def _thresholds(value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    if value:
+        # Only where somebody sets one: numpy and all detectors come with it.
+        from detectors import DetectorError, detector_config
+
+        for name, settings in value.items():
+            try:
+                detector_config(name, **settings)
+            except (DetectorError, TypeError) as error:
+                raise ValueError(f"{name}: {error}") from error
+    return value
+
+
 class DetectSettings(Strict):
     """What one detector process reads."""
 
@@ -167,6 +180,12 @@ class DetectSettings(Strict):
         default="0/1",
         description="Slice INDEX/COUNT: a fixed set of the bus's partitions, so that COUNT processes read it once "
         "between them. Two copies of one slice may run at once.",
+    )
+
+    thresholds: Annotated[dict[str, dict[str, float]], AfterValidator(_thresholds)] = Field(
+        default_factory=dict,
+        description="Settings of detectors other than their defaults, a table for each: [detect.thresholds.stall] "
+        "floor_seconds = 300. docs/detectors.md has their names.",
     )
 
     @property

@@ -9,7 +9,7 @@ from detectors.loss_spike import LossSpike
 from detectors.missing_frames import MissingFrames
 from detectors.nonfinite import NonFinite
 from detectors.refused_frames import RefusedFrames
-from detectors.registry import DETECTORS, default_detectors, detector_config, run_detectors
+from detectors.registry import DETECTORS, all_detectors, detector_config, run_detectors
 from detectors.silent_region import SilentRegion
 from detectors.silent_source import SilentSource
 from detectors.stall import Stall
@@ -33,7 +33,7 @@ __all__ = [
     "Stall",
     "UnknownDetector",
     "WrongSetting",
-    "default_detectors",
+    "all_detectors",
     "detector_config",
     "reader_health",
     "run_detectors",

@@ -1,5 +1,6 @@
 """The table of detectors: registered name to configuration class."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from detectors.busy_without_rows import BusyWithoutRows
@@ -33,9 +34,9 @@ RUN_DETECTORS = ("nonfinite", "loss_spike", "stall")
 """What a recorded run can be judged by: a file of a run has no GPUs and no reader."""
 
 
-def default_detectors() -> tuple[DetectorConfig, ...]:
-    """Every detector with its default settings."""
-    return tuple(config() for config in DETECTORS.values())
+def all_detectors(settings: Mapping[str, Mapping[str, Any]]) -> tuple[DetectorConfig, ...]:
+    """Every detector, with its ``settings`` by its name where they are not the defaults."""
+    return tuple(config(**settings.get(name, {})) for name, config in DETECTORS.items())
 
 
 def run_detectors() -> tuple[DetectorConfig, ...]:

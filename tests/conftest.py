@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from scripts import services
 
-pytest_plugins = ["tests.kafka_service", "tests.sdk.frameworks"]
+pytest_plugins = ["tests.kafka_service", "tests.sdk.frameworks", "tests.e2e.machine"]
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 ARTIFACTS = REPOSITORY / "test-artifacts"

@@ -3,7 +3,7 @@
 from app.telemetry import detector_metrics
 from app.wiring import Wiring
 from detectors.agents import DetectorService
-from detectors.registry import default_detectors
+from detectors.registry import all_detectors
 from telemetry_bus.dead_letter import DeadLetters
 from telemetry_bus.publisher import tick_for_ever
 
@@ -11,7 +11,7 @@ from telemetry_bus.publisher import tick_for_ever
 async def start(wiring: Wiring) -> None:
     """The detectors, and the ticks of the bus's clock."""
     letters = DeadLetters(wiring.bus, wiring.clock, wiring.source("detect.dead"))
-    detectors = [config.build() for config in default_detectors()]
+    detectors = [config.build() for config in all_detectors(wiring.settings.detect.thresholds)]
     part = wiring.settings.detect.part
     service = DetectorService(wiring.bus, detectors, wiring.clock, letters, wiring.source("detect"), part=part)
     wiring.gauges.add(lambda: detector_metrics(service.stats, letters))

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import nantucket
 from app.cli import app
 from app.settings import Settings, SettingsError, default_socket, load, secret_of, state_folder, variable
+from detectors import NonFinite, Stall, all_detectors
 from scripts.configuration_page import configuration_page, keys
 
 SECRET = "whsec_c2VjcmV0LW9mLWEtdGVzdA=="
@@ -259,6 +260,29 @@ def configured_options() -> dict[str, tuple[list[str], str | None]]:
 
 
 OPTIONS = configured_options()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[detect.thresholds.stal]\nfloor_seconds = 5", "there is no detector 'stal'"),
+        ("[detect.thresholds.stall]\nfloor = 5", "floor"),
+        ("[detect.thresholds.stall]\nfloor_seconds = -5", "floor_seconds is -5.0, expected a number above zero"),
+    ],
+)
+def test_a_threshold_that_no_detector_has_is_named(tmp_path: Path, text: str, says: str) -> None:
+    """The detector, its setting, and what it may be."""
+    with pytest.raises(SettingsError, match=re.escape(says)):
+        load(written(tmp_path, text), {})
+
+
+def test_thresholds_reach_their_detector(tmp_path: Path) -> None:
+    """The others keep their defaults."""
+    given = load(written(tmp_path, "[detect.thresholds.stall]\nfloor_seconds = 5"), {}).detect.thresholds
+    configs = {type(config).__name__: config for config in all_detectors(given)}
+    assert (configs["Stall"], configs["NonFinite"]) == (Stall(floor_seconds=5.0), NonFinite())
+
+
 VALUES = {"collect.source": "simulated", "detect.slice": "3/7"}
 """A right value where it is no number."""
 

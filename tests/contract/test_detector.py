@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detectors import DETECTORS, Detector, Holes, ReaderHealth, default_detectors, detector_config
+from detectors import DETECTORS, Detector, Holes, ReaderHealth, all_detectors, detector_config
 from detectors.errors import UnknownDetector, WrongSetting
 from detectors.memory import OpenFindings, trouble_of
 from detectors.windows import SERIES_MAX
@@ -377,4 +377,4 @@ def test_a_restart_in_the_middle_of_trouble_changes_nothing_of_what_is_said(name
 
 def test_the_table_is_what_is_built_by_default() -> None:
     """Every detector of the table is on by default, once."""
-    assert sorted(config.build().name for config in default_detectors()) == sorted(DETECTORS)
+    assert sorted(config.build().name for config in all_detectors({})) == sorted(DETECTORS)

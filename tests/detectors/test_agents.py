@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from detectors import Detector, ReaderHealth, default_detectors, detector_config
+from detectors import Detector, ReaderHealth, all_detectors, detector_config
 from detectors.agents import (
     CATCH_UP_SECONDS,
     GAP_SECONDS,
@@ -398,7 +398,7 @@ async def history(folder: Path) -> AsyncIterator[tuple[Scene, int]]:
 
 def those_without_lag() -> Iterator[Detector]:
     """Every detector but the one that watches how late this very reader is."""
-    return (config.build() for config in default_detectors() if type(config).__name__ != "Lag")
+    return (config.build() for config in all_detectors({}) if type(config).__name__ != "Lag")
 
 
 @pytest.mark.parametrize("every", [37, 101])
@@ -595,7 +595,7 @@ async def test_a_stopped_service_leaves_no_task_and_no_open_loop(scene: Scene) -
 
 def everything() -> list[Detector]:
     """Every detector, as the role runs them."""
-    return [config.build() for config in default_detectors()]
+    return [config.build() for config in all_detectors({})]
 
 
 @pytest.mark.parametrize("away", [30.0, 2 * WARM_SECONDS], ids=["within the window", "beyond it"])

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from alerting import AlertService, Store
-from detectors import default_detectors
+from detectors import all_detectors
 from detectors.agents import DetectorService
 from telemetry_bus import FindingState, Topic
 from telemetry_bus.dead_letter import DeadLetters
@@ -38,7 +38,7 @@ class Copy:
     def __init__(self, scene: Scene, name: str) -> None:
         self.name, self.bus, self._scene = name, Unwilling(scene.real), scene
         letters = DeadLetters(self.bus, scene.clock, f"{name}/detect.dead")
-        detectors = [config.build() for config in default_detectors()]
+        detectors = [config.build() for config in all_detectors({})]
         self.service = DetectorService(self.bus, detectors, scene.clock, letters, f"{name}/detect", COMMIT_SECONDS)
         self._task: asyncio.Task[None] | None = None
 
