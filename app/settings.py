@@ -162,8 +162,8 @@ def _a_slice(value: str) -> str:
 
 def _thresholds(value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     if value:
-        # Only where somebody sets one: numpy and all detectors come with it.
-        from detectors import DetectorError, detector_config
+        # All detectors come with it: only where somebody sets one.
+        from detectors import DetectorError, detector_config  # noqa: PLC0415
 
         for name, settings in value.items():
             try:

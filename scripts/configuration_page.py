@@ -40,6 +40,7 @@ MACHINES_OWN = {
     "state": "`/var/lib/nantucket` for root, else `nantucket` in `$XDG_STATE_HOME` (`~/.local/state`)",
     "node": "this machine's host name",
     "receivers": "none",
+    "detect.thresholds.NAME.SETTING": "the detector's own",
 }
 """Defaults that differ from machine to machine, in words."""
 
@@ -59,6 +60,10 @@ def keys() -> Iterator[Key]:
 
 def _keys(prefix: str, section: dict[str, Any], sections: dict[str, Any]) -> Iterator[Key]:
     for name, schema in section["properties"].items():
+        if schema.get("additionalProperties", {}).get("type") == "object":
+            numbers = schema["additionalProperties"]["additionalProperties"]
+            yield Key(f"{prefix}{name}.NAME.SETTING", {**schema, **numbers, "required": False, "default": None})
+            continue
         below = schema.get("$ref")
         named = schema.get("additionalProperties", {}).get("$ref")
         if below or named:
