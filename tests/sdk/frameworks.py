@@ -68,7 +68,7 @@ async def ended(process: asyncio.subprocess.Process, status: int = 0) -> list[di
         out, err = await process.communicate()
         pytest.fail(f"the job did not end: {out.decode()[-2000:]}\n{err.decode()[-4000:]}")
     assert process.returncode == status, out.decode()[-2000:] + err.decode()[-6000:]
-    return [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in out.decode().splitlines() if line.startswith('{"')]
 
 
 @pytest.fixture(scope="session")

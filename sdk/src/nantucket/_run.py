@@ -20,7 +20,7 @@ from nantucket._pulse import STACK_SECONDS, Pulse
 from nantucket._readback import LaterCall, Readback, is_on_device
 from nantucket._say import Voice
 from nantucket._secret import Secret
-from nantucket._sender import COUNTED, Sender
+from nantucket._sender import COUNTED, Later, Sender
 from nantucket._values import PLAIN_TYPES, plain
 from nantucket._verdict import Verdict
 from nantucket._version import __version__
@@ -181,6 +181,13 @@ class Run:
             self._voice.once("watch", "the model is not watched: %s: %s", type(error).__name__, error)
             self._watch = None
         return self._watch
+
+    def _hand_over(self, call: Later) -> None:
+        """A call whose numbers are still on a device, from an integration."""
+        if self._open and self._sender is not None:
+            self._sender.put(call)
+        else:
+            self._closed()
 
     @property
     def verdict(self) -> Verdict | None:

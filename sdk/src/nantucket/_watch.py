@@ -46,6 +46,8 @@ class Watch:
         hand_over: Callable[[WatchedStep], None],
         voice: Voice,
     ) -> None:
+        self.losses_add = False
+        """Whether the losses of a step's microbatches are parts of its loss, and not each a mean of its own."""
         self._torch, self._model, self._optimizer, self._scaler = torch, model, optimizer, scaler
         self._options, self._hand_over, self._voice = options, hand_over, voice
         self._watched = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
@@ -219,6 +221,7 @@ class Watch:
             step = self._open()
             if self._torch.is_tensor(loss) and loss.ndim == 0:
                 step.losses.append(Readback(self._torch, loss))
+                step.losses_add = self.losses_add
 
     def _stepped(self, _optimizer: Any, _args: Sequence[Any], _kwargs: Any) -> None:
         step = self._step

@@ -38,7 +38,8 @@ class WatchedStep:
         self.later: dict[str, Readback] = {}
         """Columns that come from a device: update_norm, loss_scale, skipped, and what ``run.log`` was given there."""
         self.losses: list[Readback] = []
-        """What the model has said of itself, for each microbatch; their mean is the step's."""
+        """What the model has said of itself, for each microbatch; their mean is the step's, or their sum."""
+        self.losses_add = False
         self.waits: list[Wait] = []
         self.wants_layers = False
         self.closed = False
@@ -54,7 +55,8 @@ class WatchedStep:
         """Its rows. Called by the sender's thread once it is :attr:`ready`."""
         measured = {name: value.values.item() for name, value in self.later.items()}
         if self.losses:
-            measured.setdefault("loss", sum(loss.values.item() for loss in self.losses) / len(self.losses))
+            total = sum(loss.values.item() for loss in self.losses)
+            measured.setdefault("loss", total if self.losses_add else total / len(self.losses))
         if self.waits:
             measured["wait_seconds"] = seconds_waited(self.waits)
         if "skipped" in measured:
