@@ -340,6 +340,65 @@ def replay(
     raise typer.Exit(replay_command(paths, as_json, plot))
 
 
+def a_format(value: str) -> str:
+    """A format that files may be in."""
+    from app.follow.reading import FORMATS
+
+    if value not in FORMATS:
+        raise typer.BadParameter(f"expected one of {', '.join(FORMATS)}, found {value!r}")
+    return value
+
+
+@app.command()
+def follow(
+    paths: Annotated[list[Path], typer.Argument(help="Files, also ones that are not there yet, or folders of them.")],
+    job: Annotated[str | None, typer.Option(help="The job's name. Default: made from the folder and the file.")] = None,
+    attempt: Annotated[
+        str | None, typer.Option(help="Names this start of the job. Default: made from the time; remembered.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(envvar="NANTUCKET_URL", help="The collector. Default: this machine's socket.")
+    ] = None,
+    file_format: Annotated[
+        str, typer.Option("--format", callback=a_format, help="Default: by the name and the content of each file.")
+    ] = "auto",
+    from_start: Annotated[
+        bool, typer.Option("--from-start", help="Send what is there already, and not only what comes.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="Read what is there, and end.")] = False,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Send what a job writes anyway (logs, TensorBoard, W&B offline, JSON lines) as training rows, as it grows.
+
+    The collector takes the rows as it takes a job's: NANTUCKET_TOKEN is the job's token where one is asked for.
+    """
+    from app.follow.command import FollowOptions, follow_command
+    from app.settings import state_folder
+
+    folder = state_folder() if state is None else state
+    options = FollowOptions(tuple(paths), folder, job, attempt, url, file_format, from_start, once)
+    run_command(follow_command(options, as_json=as_json))
+
+
+@app.command()
+def annotate(
+    job: Annotated[str, typer.Argument(help="The job.")],
+    text: Annotated[str, typer.Argument(help="What has changed: data mix 2, learning rate halved.")],
+    attempt: Annotated[str | None, typer.Option(help="Its attempt, where that matters.")] = None,
+    step: Annotated[int | None, typer.Option(help="The step from which on it holds.")] = None,
+    config: Config = None,
+    state: State = None,
+    bus: Bus = None,
+    as_json: Json = False,
+) -> None:
+    """Announce a change to a job's watchers."""
+    from app.annotate import annotate as run
+
+    settings = _settings(config, state=state, bus=bus)
+    run_command(run(settings, SystemClock(), job, text, attempt=attempt, step=step, as_json=as_json))
+
+
 @app.command()
 def tail(
     topic: Annotated[

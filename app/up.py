@@ -33,7 +33,7 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
     stopped: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     _on_signals(stopped)
     async with contextlib.AsyncExitStack() as stack:
-        bus, outlet = await _way_up(settings, clock, stack)
+        bus, outlet = await outlet_of(settings, clock, stack)
         tasks = await stack.enter_async_context(owned_tasks())
         wiring = Wiring(settings, bus, outlet, clock, stack, tasks)
         for role in (role for role in ROLES if role in roles):
@@ -46,7 +46,7 @@ async def up(settings: Settings, roles: frozenset[str], *, as_json: bool) -> int
         return await stopped
 
 
-async def _way_up(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> tuple[Bus | None, Outlet]:
+async def outlet_of(settings: Settings, clock: Clock, stack: contextlib.AsyncExitStack) -> tuple[Bus | None, Outlet]:
     """The bus, open, and itself as where frames go up; or the gateway that stands in its place for who only sends."""
     url = settings.bus_url
     if is_gateway(url):

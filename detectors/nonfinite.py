@@ -32,7 +32,7 @@ from detectors.nonfinite_rows import (
 from detectors.windows import STEP_LIMIT, JobKey, SeriesTable
 from telemetry_bus.findings import Finding, FindingKind, finding_id
 from telemetry_bus.frames import Array, Frame
-from telemetry_bus.schemas import EventKind, FindingState, Severity
+from telemetry_bus.schemas import EventKind, FindingState, Scope, Severity
 from telemetry_bus.topics import Topic
 
 NAME = "nonfinite"
@@ -231,7 +231,8 @@ class NonFiniteDetector:
     def _proves(self, slot: int, row: Row) -> bool:
         """Whether the row shows that the trouble was made on its rank."""
         state = self.series.state[slot]
-        alone = state["world"] == 1 or (state["world"] < 0 and state["rank_low"] == state["rank_high"])
+        unknown = state["world"] < 0 and row.scope != Scope.GLOBAL  # who says "global" speaks for others
+        alone = state["world"] == 1 or (unknown and state["rank_low"] == state["rank_high"])
         return bool(row.scope in PRE_REDUCTION or alone)
 
     def _still_bad(self, slot: int, episode: _Episode, row: Row) -> list[Finding]:

@@ -25,10 +25,11 @@ from scripts.configuration_page import configuration_page, keys
 SECRET = "whsec_c2VjcmV0LW9mLWEtdGVzdA=="
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = {key.place: key.schema for key in keys()}
-THIS_CALL_ONLY = {"--config", "--json", "--help", "--once", "--since", "--minutes"}
+THIS_CALL_ONLY = {"--config", "--json", "--help", "--once", "--since", "--minutes", "--attempt", "--step"}
 """Options that say what this one call does, and configure nothing."""
 OTHER_SUBJECTS = {
     "demo",
+    "follow",
     "replay",
     "bench collect",
     "bench copies",
@@ -297,6 +298,7 @@ def test_every_option_is_a_key_and_a_variable(tmp_path: Path, option: str) -> No
     config = str(written(tmp_path, text))
     value = VALUES.get(key, "7")
     subject = ["x"] if words in (["job", "token"], ["job", "key"], ["alerts", "test"]) else []
+    subject = ["x", "y"] if words == ["annotate"] else subject
     arguments = [*words, *subject, "--config", config]
     runner = CliRunner()
     plain = runner.invoke(app, arguments).exception

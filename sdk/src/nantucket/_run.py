@@ -230,6 +230,11 @@ class Run:
         """Rows that were not and will not be delivered: the queue was full, or the collector refused them."""
         return self._not_taken + (0 if self._sender is None else self._sender.dropped)
 
+    @property
+    def waiting(self) -> int:
+        """Rows and calls that are not durable yet."""
+        return 0 if self._sender is None else self._sender.waiting
+
     def counts(self) -> dict[str, int]:
         """Rows made, acknowledged, dropped and refused; values that could not be used; calls not taken."""
         counts = dict.fromkeys(COUNTED, 0) if self._sender is None else dict(self._sender.counts)

@@ -191,11 +191,13 @@ class Sender:
             self._thread.join(seconds + CONNECT_ALLOWANCE_SECONDS)
         if self.pulse is not None and not self._thread.is_alive():
             self.pulse.close()
-        return (
-            sum(stream.rows for stream in self._streams.values() if stream.name != "event")
-            + len(self.handoff)
-            + len(self._later)
-        )
+        return self.waiting
+
+    @property
+    def waiting(self) -> int:
+        """Training and metric rows that are not acknowledged, and calls that are no rows yet."""
+        rows = sum(stream.rows for stream in self._streams.values() if stream.name != "event")
+        return rows + len(self.handoff) + len(self._later)
 
     def abandon(self) -> None:
         """In a forked child, where the thread does not exist: let go of the parent's rows and of the copied socket.

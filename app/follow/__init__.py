@@ -1,0 +1,1 @@
+"""``nantucket follow``: training that nobody can edit, read from what it writes anyway."""
