@@ -1,5 +1,6 @@
 """``nantucket bench NAME``: parses, and hands over to the benchmark's own file."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -107,6 +108,23 @@ def bench_collect(
     from app.bench.collect import CollectOptions, bench_collect_command
 
     run_command(bench_collect_command(CollectOptions(gpus, hz, seconds, fast, peer), as_json=as_json))
+
+
+@bench.command("sdk")
+def bench_sdk(
+    framework: Annotated[str, typer.Option(help="torch, or none for run.log alone.")] = "torch",
+    seconds: Annotated[float, typer.Option(min=5, callback=finite, help="Measured seconds of training.")] = 60.0,
+    python: Annotated[
+        Path | None, typer.Option(help="An interpreter that has the framework. Default: that of the tests.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a training step pays: run.log, and run.watch beside the same step without it."""
+    from app.bench.sdk import FRAMEWORKS, SdkOptions, bench_sdk_command
+
+    if framework not in FRAMEWORKS:
+        raise typer.BadParameter(f"expected {' or '.join(FRAMEWORKS)}, found {framework!r}", param_hint="--framework")
+    run_command(bench_sdk_command(SdkOptions(framework, seconds, python), as_json=as_json))
 
 
 @bench.command("copies")

@@ -113,7 +113,8 @@ class Follower:
 
         def begin(attempt: str) -> nantucket.Run:
             self._say(following=str(path), format=self.files[path].format, job=job, attempt=attempt)
-            return nantucket.init(job, 0, attempt=attempt, role="follow", url=options.url, stack_seconds=0)
+            # The clock says here when a line was read, which is no time of a step.
+            return nantucket.init(job, 0, attempt=attempt, role="follow", url=options.url, stack_seconds=0, timed=False)
 
         # What comes later, while we look, is new from its first line.
         from_start = options.from_start or options.once or not self._first

@@ -145,9 +145,8 @@ class Followed:
         if self._skip_all:
             self._kept = Kept(self._tail.identity, self._name, self._place)
         elif not self._place <= self._skip_to:
-            # The clock says here when a line was read, which is no time of a step.
-            untimed = {"step_seconds": None, "data_seconds": None, "scope": GLOBAL if step.values else None}
-            self._run_of(self._place.attempt).log(step.metrics, step=step.number, **{**untimed, **step.values})
+            whose = {"scope": GLOBAL} if step.values else {}
+            self._run_of(self._place.attempt).log(step.metrics, step=step.number, **{**whose, **step.values})
             self.sent += 1
             self._settled = 0
 

@@ -36,6 +36,7 @@ OTHER_SUBJECTS = {
     "bench fanout",
     "bench page",
     "bench pipeline",
+    "bench sdk",
     "bench spool",
 }
 """Commands that read no configuration: what they do is all in their options."""

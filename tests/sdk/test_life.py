@@ -70,7 +70,7 @@ with nantucket.init("j", attempt="a") as run:
 
 
 async def test_steps_are_timed_and_phases_are_no_part_of_them(tmp_path: Path) -> None:
-    """What the job did not say is filled in; the first step, and the one after a phase, have no time."""
+    """What the job did not say is filled in; the first step, and the one after a phase, have no time of their own."""
     recorder = Recorder()
     async with listener_at(tmp_path / "c.sock", recorder):
         assert (await run_job(PHASES, socket_of(tmp_path)))[::2] == (0, "")
@@ -78,10 +78,10 @@ async def test_steps_are_timed_and_phases_are_no_part_of_them(tmp_path: Path) ->
     told = [
         (row["step"], row["phase"], row["step_seconds"] is not None, row["data_seconds"] is not None) for row in rows
     ]
-    steps = [(0, None, False, False), (1, None, True, True), (2, None, True, True), (2, "eval", False, False)]
+    steps = [(0, None, False, True), (1, None, True, True), (2, None, True, True), (2, "eval", False, False)]
     assert told == [
         *steps,
-        (3, None, False, False),
+        (3, None, False, True),
         (4, None, True, True),
         (5, None, True, True),
         (9, None, True, True),

@@ -54,7 +54,7 @@ class Run:
         self._not_taken = 0
         self._heed: Heed | None = None
         self._watch: Watch | None = None
-        self._life: Life | None = None if sender is None else Life(self._tell)
+        self._life: Life | None = None
 
     def __repr__(self) -> str:
         if self._sender is None:
@@ -83,17 +83,17 @@ class Run:
                 values = {**mapping, **values}
             later = False
             for name, value in values.items():
-                if type(value) in PLAIN_TYPES:
-                    continue
-                if is_on_device(value):
-                    values[name], later = Readback(sys.modules["torch"], value), True
-                else:
-                    values[name] = plain(value)
+                if type(value) not in PLAIN_TYPES:
+                    kept = values[name] = _kept(value)
+                    later = later or type(kept) is Readback
             if type(step) not in PLAIN_TYPES:
                 step = plain(step)
             if self._open and self._sender is not None:
-                if self._life is not None and type(step) is int:
-                    self._life.stepped(step, values)
+                life = self._life
+                if life is not None:
+                    life.heard = _clock.monotonic()
+                    if life.phase is not None or life.data_seconds is not None:
+                        life.mark(values)
                 if self._watch is None or not self._watch.claim(now, step, values):
                     self._sender.put(LaterCall(now, step, values) if later else (now, step, values))
             else:
@@ -143,9 +143,10 @@ class Run:
             return  # rank 0 tells it for the job; the others' rows and heartbeats carry it
         self._sender.announce(kind, detail, step, message)
 
-    def _keep_pulse(self, seconds: float) -> None:
-        if self._sender is not None and self._life is not None:
-            self._sender.pulse = Pulse(self._life, seconds, self._tell)
+    def _live(self, stack_seconds: float, timed: bool) -> None:
+        if self._sender is not None:
+            self._life = self._sender.life = Life(self._tell, timed)
+            self._sender.pulse = Pulse(self._life, stack_seconds, self._tell)
 
     def watch(
         self,
@@ -275,6 +276,11 @@ class Run:
             self._sender.abandon()
 
 
+def _kept(value: object) -> object:
+    """A value as it is now: it may change after ``log`` has returned. What lies on a GPU is copied without waiting."""
+    return Readback(sys.modules["torch"], value) if is_on_device(value) else plain(value)
+
+
 def _forked_child() -> None:
     for run in list(_runs):
         run._after_fork()
@@ -307,6 +313,7 @@ def init(
     checkpoint: Callable[[str], object] | None = None,
     quarantine: str = "",
     stack_seconds: float | None = None,
+    timed: bool = True,
 ) -> Run:
     """Start to report this process as ``rank`` of ``job``. It never raises and does not wait for the collector.
 
@@ -320,13 +327,14 @@ def init(
 
     ``stack_seconds`` (default ``NANTUCKET_STACK_SECONDS``, else 60; 0 for never): where this process stands is sent
     when it has called nothing of the run for so long and for three of its longest steps. It takes ``faulthandler``'s
-    one timer.
+    one timer. ``timed=False``: the moments of ``run.log`` are none of the training's, no ``step_seconds`` is made of
+    them.
     """
     voice = Voice()
     try:
         options = {"world_size": world_size, "role": role, "attempt": attempt, "node": node, "region": region}
         options.update({"uuid": uuid, "gpu": gpu, "dp": dp, "tp": tp, "pp": pp, "ep": ep})
-        run = _start(job, rank, options, url, token, voice, _stack_seconds(stack_seconds, voice))
+        run = _start(job, rank, options, url, token, voice, _stack_seconds(stack_seconds, voice), timed)
         divergence = {"agree": agree, "checkpoint": checkpoint, "quarantine": quarantine}
         run._heed_verdicts(on_divergence, verdict_key, divergence)
         return run
@@ -343,6 +351,7 @@ def _start(
     token: object,
     voice: Voice,
     stack_seconds: float,
+    timed: bool,
 ) -> Run:
     identity, problems = identify(job, rank, options, os.environ, _clock.now())
     for problem in problems:
@@ -351,7 +360,7 @@ def _start(
     run = Run(sender, identity.attempt, voice)
     _runs.add(run)
     detail: dict[str, Any] = {"sdk": f"python/{__version__}", "pid": os.getpid(), **identity.extra}
-    run._keep_pulse(stack_seconds)
+    run._live(stack_seconds, timed)
     sender.start(detail)
     atexit.register(run._at_exit)
     return run

@@ -16,6 +16,7 @@ from nantucket._buffer import Row, RowBuffer
 from nantucket._connection import Address, BadUrl, Connection, Refused, address_of, connect
 from nantucket._heed import Heed
 from nantucket._identity import Identity
+from nantucket._life import Life
 from nantucket._pulse import Pulse
 from nantucket._say import Voice
 from nantucket._secret import Secret
@@ -117,6 +118,8 @@ class Sender:
         self.identity = identity
         self.heed: Heed | None = None
         """Who is told of verdicts, and of rows that are not finite."""
+        self.life: Life | None = None
+        """Who knows how long steps take."""
         self.pulse: Pulse | None = None
         """Who tells of a training thread that says nothing."""
         self.boot = uuid.uuid4()
@@ -306,6 +309,8 @@ class Sender:
             self.counts["unusable"] += 1
             self._voice.once_for(problem.partition(":")[0], "run.log: %s (said once; counted)", problem)
         if rows.train is not None:
+            if self.life is not None:
+                self.life.fill(rows.train)
             self._put(self._streams["train"], rows.train, rows.critical)
             if rows.critical and self.heed is not None:
                 self.heed.saw(rows.train)
