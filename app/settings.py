@@ -6,6 +6,7 @@ key or a wrong type is refused with the key, the value and what is allowed.
 
 import contextlib
 import os
+import pwd
 import secrets
 import socket
 import tomllib
@@ -105,6 +106,18 @@ def _an_exporter(url: SecretStr) -> SecretStr:
 ExporterUrl = Annotated[SecretStr, AfterValidator(_an_exporter)]
 
 
+def _a_user(value: str) -> int:
+    if value.isascii() and value.isdecimal() and int(value) < 1 << 32:
+        return int(value)
+    try:
+        return pwd.getpwnam(value).pw_uid
+    except (KeyError, ValueError) as error:
+        raise ValueError("expected the name of a user of this machine, or a number") from error
+
+
+User = Annotated[str, AfterValidator(_a_user)]
+
+
 class CollectSettings(Strict):
     """What a node's collector reads and where training jobs deliver."""
 
@@ -151,6 +164,14 @@ class CollectSettings(Strict):
         default=None, description="Unix socket for training jobs; default: where the SDK looks by itself."
     )
     port: Port | None = Field(default=None, description="Authenticated loopback port for training jobs.")
+    users: Annotated[tuple[User, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        max_length=256,
+        description="Users, by name or number, whose processes may report on the socket. None: whoever may open it.",
+    )
+    token_required: bool = Field(
+        default=False, description="Ask for the job's token on the socket too, as the port always does."
+    )
 
 
 def _a_slice(value: str) -> str:

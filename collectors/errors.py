@@ -110,6 +110,7 @@ class Refused(StrEnum):
     HEAD_LATE = "head_late"
     TOKEN_MISSING = "token_missing"
     TOKEN_WRONG = "token_wrong"
+    USER_NOT_ALLOWED = "user_not_allowed"
     TOO_MANY_CONNECTIONS = "too_many_connections"
     HELLO_EXPECTED = "hello_expected"
     BAD_HELLO = "bad_hello"

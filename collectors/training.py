@@ -63,6 +63,7 @@ _STATUS = {
     Refused.BAD_REQUEST: "400 Bad Request",
     Refused.TOKEN_MISSING: "401 Unauthorized",
     Refused.TOKEN_WRONG: "403 Forbidden",
+    Refused.USER_NOT_ALLOWED: "403 Forbidden",
     Refused.NOT_FOUND: "404 Not Found",
     Refused.HEAD_LATE: "408 Request Timeout",
     Refused.UPGRADE_REQUIRED: "426 Upgrade Required",
@@ -112,6 +113,7 @@ class TrainingListener:
         tcp: tuple[str, int] | None = None,
         credentials: JobCredentials | None = None,
         require_token: bool = False,
+        unix_users: frozenset[int] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         profiling: ProfilingSwitch | None = None,
         users: GpuUsers | None = None,
@@ -133,6 +135,7 @@ class TrainingListener:
         self._tcp = tcp
         self._credentials = credentials
         self._require_token = require_token
+        self._unix_users = unix_users
         self.budget = ByteBudget(limits.held_bytes)
         self.arrivals = Arrivals(limits.unfinished_bytes)
         self.lanes = {stream: Lane(stream, publish, self.budget, self.counters, clock) for stream in Stream}
@@ -193,8 +196,11 @@ class TrainingListener:
         """Bytes of messages that were read and are not durable yet."""
         return self.budget.held
 
-    def authorize(self, handshake: Handshake, tcp: bool) -> None:
-        """Check the handshake's token. Raises :class:`WireRefusal`."""
+    def authorize(self, handshake: Handshake, uid: int | None, tcp: bool) -> None:
+        """Check the peer's user, as the kernel says it, and the handshake's token. Raises :class:`WireRefusal`."""
+        if not tcp and self._unix_users is not None and uid not in self._unix_users:
+            message = f"processes of user {uid} may not report here: collect.users does not name that user"
+            raise WireRefusal(Refused.USER_NOT_ALLOWED, message)
         if handshake.token is None:
             if tcp or self._require_token:
                 message = f"job {handshake.job} needs its token here; set NANTUCKET_TOKEN to what this prints"
@@ -331,7 +337,8 @@ class _Connection:
             await self._writer.drain()
             return None
         handshake = parse_handshake(head[:-4])
-        self._listener.authorize(handshake, self._tcp)
+        uid = None if self._tcp else peer_of(self._writer)[1]
+        self._listener.authorize(handshake, uid, self._tcp)
         return handshake
 
     def _profiling_answer(self, head: bytes) -> bytes | None:

@@ -74,10 +74,16 @@ def _listener(wiring: Wiring, publish: Any, options: SourceOptions, desk: Verdic
         unix_path=settings.socket_path,
         tcp=None if port is None else (LOOPBACK, port),
         credentials=JobCredentials(Secret(secret_of(settings.state))),
+        require_token=settings.collect.token_required,
+        unix_users=_users(settings),
         verdicts=desk,
         profiling=options.profiling,
         users=options.users,
     )
+
+
+def _users(settings: Settings) -> frozenset[int] | None:
+    return frozenset(int(user) for user in settings.collect.users) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import stat
 import uuid
@@ -246,6 +247,22 @@ async def test_a_port_takes_only_the_token_of_the_job(tmp_path: Path) -> None:
         assert listener.counters.refused[Refused.TOKEN_WRONG] == 1
 
 
+@pytest.mark.parametrize(("others", "status"), [(0, 101), (1, 403)], ids=["its user is named", "another is"])
+async def test_on_the_socket_the_user_that_the_kernel_names_may_be_required(
+    tmp_path: Path, others: int, status: int
+) -> None:
+    """Whoever can open the socket may report, unless users are named; what the peer says of itself does not count."""
+    users = frozenset({os.getuid() + others})
+    async with listening(tmp_path, Recorder(), unix_users=users) as listener:
+        assert listener.unix_path is not None
+        client = await Client.unix(listener.unix_path)
+        found, problem = await client.http(request(token=CREDENTIALS.token("j")))
+        assert found == status
+        assert listener.counters.refused[Refused.USER_NOT_ALLOWED] == others
+        assert (f"user {os.getuid()} may not report" in problem.get("detail", "")) == bool(others)
+        await client.close()
+
+
 async def test_one_connection_too_many_is_told_to_come_back(tmp_path: Path) -> None:
     """At the limit of connections a new one gets 503, and the others go on."""
     async with listening(tmp_path, Recorder(), limits=Limits(connections=3)) as listener:
@@ -415,7 +432,7 @@ def test_every_reason_to_refuse_has_its_test_and_starts_at_zero() -> None:
     tested = {case.values[2] for case in HTTP_REFUSALS} | {case.values[1] for case in MESSAGE_REFUSALS + HELLO_REFUSALS}
     alone = {
         *(Refused.TOKEN_MISSING, Refused.TOO_MANY_CONNECTIONS, Refused.MESSAGE_TOO_LARGE),
-        *(Refused.HEAD_LATE, Refused.MESSAGE_LATE),
+        *(Refused.HEAD_LATE, Refused.MESSAGE_LATE, Refused.USER_NOT_ALLOWED),
         Refused.UNFRAMEABLE,  # in test_training_lanes.py, on the real bus
     }
     assert tested | alone == set(Refused)
