@@ -115,6 +115,14 @@ def _a_user(value: str) -> int:
         raise ValueError("expected the name of a user of this machine, or a number") from error
 
 
+def _a_label(value: str) -> str:
+    name, equals, _ = value.partition("=")
+    if not (name and equals and value.isprintable()):
+        raise ValueError("expected NAME=VALUE")
+    return value
+
+
+Label = Annotated[str, AfterValidator(_a_label)]
 User = Annotated[str, AfterValidator(_a_user)]
 
 
@@ -164,6 +172,14 @@ class CollectSettings(Strict):
         default=None, description="Unix socket for training jobs; default: where the SDK looks by itself."
     )
     port: Port | None = Field(default=None, description="Authenticated loopback port for training jobs.")
+    labels: Annotated[tuple[Label, ...], BeforeValidator(_words)] = Field(
+        default=(),
+        max_length=64,
+        description="Where this node stands, `name=value`: rack=r12,switch=leaf-3. They are in the node's inventory.",
+    )
+    labels_file: Path | None = Field(
+        default=None, description="More of them, as Kubernetes' downward API writes labels into a file."
+    )
     users: Annotated[tuple[User, ...], BeforeValidator(_words)] = Field(
         default=(),
         max_length=256,

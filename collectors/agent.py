@@ -7,11 +7,11 @@ because bus and spool are away both. What the bound forces out is counted, and t
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from collectors.errors import FieldFailure, SourceUnavailable
@@ -67,9 +67,9 @@ class AgentCounters:
 class NodeAgent:
     """The loop of ``node``. Use it as ``async with NodeAgent(...)``, or ``await NodeAgent(...).run()``.
 
-    ``hz`` is readings a second of each source. Opening raises what the opening of one of ``sources`` raises; one of
-    ``optional`` that cannot be opened is named in :attr:`unavailable` and tried again. ``sleep`` is ``asyncio.sleep``
-    unless time is virtual.
+    ``hz`` is readings a second of each source, ``labels`` say where the node stands. Opening raises what the opening of
+    one of ``sources`` raises; one of ``optional`` that cannot be opened is named in :attr:`unavailable` and tried again.
+    ``sleep`` is ``asyncio.sleep`` unless time is virtual.
     """
 
     def __init__(
@@ -82,12 +82,14 @@ class NodeAgent:
         optional: Sequence[Source] = (),
         region: str | None = None,
         hz: float = 1.0,
+        labels: Mapping[str, str] = MappingProxyType({}),
         queue: FrameQueue | None = None,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         if not 0 < hz <= HZ_MAX:
             raise ValueError(f"hz = {hz}: expected more than 0 and at most {HZ_MAX:g} readings a second")
         self.node = node
+        self.labels = labels
         self.counters = AgentCounters()
         self.unavailable: dict[str, str] = {}
         """Of the optional sources those that cannot be read now, by name, with what to do."""
@@ -193,10 +195,17 @@ class NodeAgent:
         return await asyncio.to_thread(self._frames, reading, now)
 
     def _frames(self, reading: SourceReading, now: float) -> list[tuple[Topic, Frame]]:
-        events = [(Topic.EVENTS, frame) for frame in self._framer.event_frames(reading.events, now)]
+        told = [self._placed(event) for event in reading.events]
+        events = [(Topic.EVENTS, frame) for frame in self._framer.event_frames(told, now)]
         rows = [] if reading.gpus is None else self._framer.gpu_frames(reading.gpus, now)
         links = [] if reading.links is None else self._framer.link_frames(reading.links, now)
         return events + [(Topic.GPU, frame) for frame in rows] + [(Topic.LINKS, frame) for frame in links]
+
+    def _placed(self, event: EventRow) -> EventRow:
+        """This node's own inventory, with where it stands."""
+        if event.kind is not EventKind.NODE_INVENTORY or event.node != self.node or not self.labels:
+            return event
+        return replace(event, detail={**event.detail, "labels": dict(self.labels)})
 
     def _take(self, reading: SourceReading, frames: Sequence[tuple[Topic, Frame]]) -> None:
         self.counters.readings += 1

@@ -1,5 +1,6 @@
 """The collector's role: what a node reads, and the listener for its training jobs."""
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from app.way_up import way_up
 from app.wiring import Wiring
 from collectors.agent import NodeAgent
 from collectors.credentials import JobCredentials
+from collectors.labels import labels_of
 from collectors.registry import BESIDE_GPUS, SourceOptions, build_source
 from collectors.source import Source
 from collectors.training import TrainingListener
@@ -51,6 +53,9 @@ async def start(wiring: Wiring) -> None:
         optional=chosen.found,
         region=settings.region,
         hz=settings.collect.hz,
+        labels=await asyncio.to_thread(
+            labels_of, settings.collect.labels, settings.collect.labels_file, settings.collect.sysfs
+        ),
     )
     await wiring.stack.enter_async_context(agent)
     wiring.gauges.add(lambda: collector_metrics(agent))
