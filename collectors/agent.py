@@ -68,8 +68,8 @@ class NodeAgent:
     """The loop of ``node``. Use it as ``async with NodeAgent(...)``, or ``await NodeAgent(...).run()``.
 
     ``hz`` is readings a second of each source, ``labels`` say where the node stands. Opening raises what the opening of
-    one of ``sources`` raises; one of ``optional`` that cannot be opened is named in :attr:`unavailable` and tried again.
-    ``sleep`` is ``asyncio.sleep`` unless time is virtual.
+    one of ``sources`` raises; one of ``optional`` that cannot be opened is named in :attr:`unavailable` and tried
+    again. ``sleep`` is ``asyncio.sleep`` unless time is virtual.
     """
 
     def __init__(

@@ -140,3 +140,33 @@ async def test_the_training_is_the_same_to_the_bit(frameworks: Frameworks, tmp_p
     steps = [[each for each in said if "step" in each] for said in (with_watch, without)]
     assert steps[0] == steps[1]
     assert len(steps[0]) == 36
+
+
+@pytest.mark.parametrize("how", ["mesh", "megatron"])
+async def test_a_rank_says_where_it_stands_and_whether_its_replica_agrees(
+    frameworks: Frameworks, tmp_path: Path, how: str
+) -> None:
+    """From a real device mesh and a real Megatron-LM; one changed bit on one rank changes its checksum alone."""
+    recorder = Recorder()
+    async with listener_at(tmp_path / "c.sock", recorder):
+        await frameworks.run("standing", how, ranks=2, NANTUCKET_URL=f"unix://{tmp_path}/c.sock")
+    rows = {row["rank"]: row for row in recorder.rows(Topic.TRAIN)}
+    assert {rank: (row["dp"], row["tp"]) for rank, row in rows.items()} == {0: (0, 0), 1: (0, 1)}
+    assert {row["pp"] for row in rows.values()} == ({0} if how == "megatron" else {None})
+    sums = {(row["rank"], row["step"]): row["value"] for row in recorder.rows(Topic.METRICS)}
+    assert {row["name"] for row in recorder.rows(Topic.METRICS)} == {"checksum/parameters"}
+    assert sums[0, 1] == sums[1, 1] == sums[0, 2] != sums[1, 2]
+    assert sums[0, 3] != sums[0, 2]
+    assert all(value == int(value) for value in sums.values())
+    assert len(sums) == 6
+
+
+async def test_no_call_waits_for_the_gpu(frameworks: Frameworks, tmp_path: Path) -> None:
+    """As PyTorch itself counts it, on a real GPU; where there is none this shows nothing."""
+    recorder = Recorder()
+    async with listener_at(tmp_path / "c.sock", recorder):
+        (said,) = await frameworks.run("cuda", NANTUCKET_URL=f"unix://{tmp_path}/c.sock")
+    if said["device"] is None:
+        pytest.skip("no GPU")
+    assert said["waits"] == []
+    assert [row["nonfinite"] for row in recorder.rows(Topic.TRAIN)] == [0] * 5

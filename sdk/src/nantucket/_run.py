@@ -12,7 +12,9 @@ from types import TracebackType
 from typing import Any, Callable, TypeVar
 
 from nantucket import _clock
+from nantucket._checksum import checksum
 from nantucket._connection import default_url
+from nantucket._coordinates import coordinates_of
 from nantucket._heed import Agree, Heed, Wish, make_heed
 from nantucket._identity import identify
 from nantucket._life import Life
@@ -103,6 +105,19 @@ class Run:
             self._voice.once(
                 "log", "a call of run.log could not be used (%s); said once, counted", type(error).__name__
             )
+
+    def checksum(self, step: int, parameters: Iterable[object], name: str = "parameters") -> None:
+        """Send a number that replicas share as long as their ``parameters`` are the same to the bit.
+
+        As the metric ``checksum/NAME`` of this rank. A replica that leaves the others has been corrupted: memory,
+        link, or arithmetic. It reads every parameter once: call it every few hundred steps, on every rank. For
+        PyTorch; nothing waits for the GPU.
+        """
+        try:
+            value = checksum(sys.modules["torch"], parameters)
+            self._hand_over(LaterCall(_clock.now(), step, {f"checksum/{name}": value}))
+        except Exception as error:  # noqa: BLE001  what cannot be summed is still trained
+            self._voice.once("checksum", "the parameters have no checksum: %s: %s", type(error).__name__, error)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """The block is no step: ``"checkpoint"``, ``"eval"``, ``"compile"`` or any other name. Rows in it carry it.
@@ -307,6 +322,7 @@ def init(
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
+    mesh: object = None,
     on_divergence: Wish = None,
     verdict_key: str | None = None,
     agree: Agree | None = None,
@@ -319,7 +335,8 @@ def init(
 
     ``rank`` and ``world_size`` default to the launcher's (torchrun, Slurm, MPI), ``attempt`` to ``NANTUCKET_ATTEMPT``
     or the launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN``. ``node``
-    and ``region`` default to the collector's; ``uuid`` is this rank's GPU, ``dp, tp, pp, ep`` its coordinates.
+    and ``region`` default to the collector's; ``uuid`` is this rank's GPU. ``dp, tp, pp, ep`` are its coordinates: by
+    default those in ``mesh``, a PyTorch ``DeviceMesh`` with names, else those of Megatron-LM where it is set up.
 
     ``on_divergence`` says what :meth:`Run.heed` does when Nantucket tells the job to stop: ``"shadow"``, ``"raise"``,
     ``"checkpoint"`` or a function; nothing by default. ``verdict_key`` defaults to ``NANTUCKET_VERDICT_KEY``, ``agree``
@@ -333,7 +350,9 @@ def init(
     voice = Voice()
     try:
         options = {"world_size": world_size, "role": role, "attempt": attempt, "node": node, "region": region}
-        options.update({"uuid": uuid, "gpu": gpu, "dp": dp, "tp": tp, "pp": pp, "ep": ep})
+        options.update(
+            {"uuid": uuid, "gpu": gpu, **_coordinates(mesh, {"dp": dp, "tp": tp, "pp": pp, "ep": ep}, voice)}
+        )
         run = _start(job, rank, options, url, token, voice, _stack_seconds(stack_seconds, voice), timed)
         divergence = {"agree": agree, "checkpoint": checkpoint, "quarantine": quarantine}
         run._heed_verdicts(on_divergence, verdict_key, divergence)
@@ -364,6 +383,15 @@ def _start(
     sender.start(detail)
     atexit.register(run._at_exit)
     return run
+
+
+def _coordinates(mesh: object, given: dict[str, int | None], voice: Voice) -> dict[str, int | None]:
+    try:
+        found: dict[str, int | None] = {**coordinates_of(mesh)}
+    except Exception as error:  # noqa: BLE001  the mesh is the job's own and may raise anything
+        voice.once("mesh", "init: where this rank stands cannot be read from mesh: %s", type(error).__name__)
+        return given
+    return {**found, **{name: value for name, value in given.items() if value is not None}}
 
 
 def _stack_seconds(given: object, voice: Voice) -> float:
