@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from detectors.checkpoints import Checkpoints
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.kernels import from_log_like, log_like, ones, robust_levels
@@ -143,6 +144,7 @@ class LossSpikeDetector:
     def __init__(self, config: LossSpike) -> None:
         self.config = config
         self.series = SeriesTable(_blank(config.window))
+        self.checkpoints = Checkpoints()
 
     def remember(self, finding: Finding, now: float) -> None:
         """Take up the incident of ``finding``, with the level from which the loss had risen."""
@@ -168,6 +170,7 @@ class LossSpikeDetector:
         if not frame.rows:
             return ()
         if frame.schema_id == "event/1":
+            self.checkpoints.observe(frame)
             return self._events(frame)
         return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
 
@@ -270,7 +273,7 @@ class LossSpikeDetector:
             step=step,
             onset_step=onset,
             onset_time=float(series["onset_time"]),
-            evidence=evidence,
+            evidence={**evidence, **self.checkpoints.evidence(job, attempt, onset)},
         )
 
     def _superseded(self, new_slot: int, now: float) -> list[Finding]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from detectors.checkpoints import Checkpoints
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.nonfinite_rows import (
@@ -107,6 +108,7 @@ class NonFiniteDetector:
     def __init__(self, config: NonFinite) -> None:
         self.config = config
         self.series = SeriesTable(blank_series())
+        self.checkpoints = Checkpoints()
         self._episodes: dict[int, _Episode] = {}
 
     def remember(self, finding: Finding, now: float) -> None:
@@ -144,6 +146,7 @@ class NonFiniteDetector:
         if not frame.rows:
             return ()
         if frame.schema_id == "event/1":
+            self.checkpoints.observe(frame)
             return self._events(frame)
         return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
 
@@ -346,6 +349,7 @@ class NonFiniteDetector:
                 "scope": row.scope,
                 "skips_in_a_row": int(self.series.state["skips"][slot]),
                 **episode.before,
+                **self.checkpoints.evidence(job, attempt, row.step),
             },
         )
 

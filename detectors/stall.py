@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from detectors.checkpoints import Checkpoints
 from detectors.detector import Detector, ReaderHealth
 from detectors.errors import WrongSetting
 from detectors.ranks import RankSteps
@@ -82,6 +83,7 @@ class StallDetector:
         self.series = SeriesTable(_blank())
         self.ranks = RankSteps()
         self.stacks: dict[int, JobStacks] = {}
+        self.checkpoints = Checkpoints()
 
     def remember(self, finding: Finding, now: float) -> None:
         """Take up the stall of ``finding``, with the pace that the run had before it."""
@@ -109,6 +111,7 @@ class StallDetector:
         if not frame.rows:
             return ()
         if frame.schema_id == "event/1":
+            self.checkpoints.observe(frame)
             return self._events(frame)
         return [finding for piece in self.series.pieces(frame) for finding in self._piece(*piece)]
 
@@ -318,6 +321,7 @@ class StallDetector:
                 "first_ranks_behind": behind[:RANKS_SAID] if len(behind) < ranks else [],
                 "lowest_step": lowest,
                 **stacks.evidence(),
+                **self.checkpoints.evidence(job, attempt, step + 1),
             },
         )
 
