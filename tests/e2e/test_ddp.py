@@ -55,9 +55,12 @@ async def test_the_rank_and_the_parameter_that_went_bad_are_paged_once(
     assert len(pages(machine)) == 1
 
 
-async def test_where_only_reduced_numbers_come_no_rank_is_named(machine: Machine, frameworks: Frameworks) -> None:
-    """The control: behind the all-reduce every rank looks the same, and nobody is accused."""
-    wanted = wish(how="reduced")
+@pytest.mark.parametrize("how", ["reduced", "fsdp"])
+async def test_where_only_reduced_numbers_come_no_rank_is_named(
+    machine: Machine, frameworks: Frameworks, how: str
+) -> None:
+    """The control: behind the all-reduce, or in shards behind a reduce-scatter, every rank looks the same."""
+    wanted = wish(how=how)
     await machine.start("up")
     job = await frameworks.start("ddp", json.dumps(wanted), ranks=2, **place_of(machine))
     incident = await machine.paged("ddp")
@@ -121,7 +124,9 @@ async def test_a_job_that_goes_bad_stops_itself_in_step_and_resumes(
     await machine.start("up", NANTUCKET_ALERT__VERDICTS="true")
     made = await asyncio.to_thread(subprocess.run, [sys.executable, *words], capture_output=True, text=True, check=True)
     given = place_of(machine) | {"NANTUCKET_VERDICT_KEY": made.stdout.strip()}
-    wanted = wish(how="diverge", folder=str(tmp_path), steps=400)
+    # Not at once behind a checkpoint, which is told in another topic.
+    bad_step = random.Random().choice((17, 18, 19, 22, 23, 24))
+    wanted = wish(how="diverge", folder=str(tmp_path), steps=400, bad_step=bad_step)
     first = await frameworks.start("ddp", json.dumps(wanted), ranks=2, **given)
     incident = await machine.paged("ddp")
     said = await ended(first, status=1)  # torchrun's, for ranks that ended with 3
@@ -130,6 +135,7 @@ async def test_a_job_that_goes_bad_stops_itself_in_step_and_resumes(
     assert len({each["diverged"] for each in stops}) == 1
     assert {each["bad_step"] for each in stops} == {wanted["bad_step"]}
     good = wanted["bad_step"] - 1 - wanted["bad_step"] % 5
+    assert incident["last_good_checkpoint"] == {"step": good, "path": str(tmp_path / "good.pt")}
     again = json.dumps(wanted | {"attempt": "2", "steps": wanted["bad_step"] + 20})
     second = await ended(await frameworks.start("ddp", again, ranks=2, **given))
     assert {each["first"] for each in second if "first" in each} == {good + 1}

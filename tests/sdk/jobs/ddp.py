@@ -41,7 +41,7 @@ def next_batch(step: int, rank: int) -> torch.Tensor:
 
 def poison(parameters: list[Any], rank: int, step: int) -> list[Any]:
     """Have one parameter's gradient be NaN on one rank, before anything is reduced."""
-    if HOW == "stuck" or (step, rank) != (BAD_STEP, BAD_RANK):
+    if HOW in ("stuck", "fsdp") or (step, rank) != (BAD_STEP, BAD_RANK):
         return []
 
     def spoil(grad: torch.Tensor) -> torch.Tensor:
@@ -57,6 +57,18 @@ def agree(mine: tuple[int, int, int]) -> list[int]:
     return numbers.tolist()
 
 
+def sharded(net: nn.Module) -> nn.Module:
+    """Spread the parameters over the ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(net, mesh=mesh)
+
+
 def main() -> None:
     """Train."""
     torch.manual_seed(3)
@@ -64,7 +76,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     net = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 1))
-    model = DistributedDataParallel(net)
+    model = sharded(net) if HOW == "fsdp" else DistributedDataParallel(net)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     kept = Path(WISH["folder"]) / "good.pt" if "folder" in WISH else None
     first = 0
@@ -95,10 +107,12 @@ def train(run: Any, model: Any, net: Any, optimizer: Any, rank: int, first: int,
         batch = next_batch(step, rank)
         hooks = poison(parameters, rank, step)
         loss = model(batch).square().mean()
+        if HOW == "fsdp" and (step, rank) == (BAD_STEP, BAD_RANK):
+            loss = loss * math.nan
         loss.backward()
         for hook in hooks:
             hook.remove()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf).item()
+        norm = float(torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
         optimizer.step()
         optimizer.zero_grad()
         if HOW == "reduced":
