@@ -16,7 +16,7 @@ from collectors.training_stacks import FRAMES_MAX, stack_cells, stacks_in
 from telemetry_bus.runtime.clock import SystemClock
 from telemetry_bus.topics import Topic
 from tests.sdk.recorder import Recorder, run_job, start_job
-from tests.sdk.test_delivery import CREDENTIALS, kill, listener_at
+from tests.sdk.test_delivery import CREDENTIALS, VERSIONS, kill, listener_at
 
 WAIT_SECONDS = 20.0
 QUICK = "import nantucket._pulse as pulse\npulse.QUIET_SECONDS = pulse.BEAT_SECONDS = 0.2\n"
@@ -136,6 +136,21 @@ async def test_a_process_that_hangs_says_where_it_stands(
         await kill(started[0])
         (end,) = await events(recorder, "job_end")
     assert (end["detail"], end["rank"]) == ({"status": "ended without goodbye"}, 517)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_every_python_writes_a_stack_that_is_understood(
+    tmp_path: Path, started: list[asyncio.subprocess.Process], version: str
+) -> None:
+    """What faulthandler writes differs from one to the other."""
+    python = Path.home() / ".pyenv/versions" / version / "bin/python"
+    if not await asyncio.to_thread(python.exists):
+        pytest.skip(f"Python {version} is not at {python}")
+    recorder = Recorder()
+    async with listener_at(tmp_path / "c.sock", recorder):
+        started.append(await start_job(STUCK, socket_of(tmp_path), str(python)))
+        (stack, *_) = await events(recorder, "stack")
+    assert stack["message"].startswith("next_batch (")
 
 
 async def test_heartbeats_go_on_while_the_training_thread_hangs(
