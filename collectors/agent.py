@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 from collectors.errors import FieldFailure, SourceUnavailable
-from collectors.frame_queue import Dropped, FrameQueue
+from collectors.frame_queue import Dropped, FrameQueue, Waiting
 from collectors.framing import Framer
 from collectors.source import EventRow, Source, SourceReading
 from telemetry_bus import Frame, FrameError, Topic
@@ -27,6 +26,9 @@ Publish = Callable[[Topic, Frame], Awaitable[object]]
 """Sends a frame; it is durable when the call returns. Raises :class:`~telemetry_bus.BusUnavailable` where it is not and
 may be soon: with a spool behind it, that takes a bus and a disk that are away both."""
 
+SENDING_MAX = 16
+"""Frames that are on their way at once. A gateway answers once it has merged and its bus has written, some 300 ms: ten
+readings a second are three or four, with events and links twice as many."""
 HZ_MAX = 10.0
 """NVML's own averages are no faster."""
 ROWS_IN_LOOP_MAX = 1_024
@@ -84,6 +86,7 @@ class NodeAgent:
         hz: float = 1.0,
         labels: Mapping[str, str] = MappingProxyType({}),
         queue: FrameQueue | None = None,
+        sending: int = SENDING_MAX,
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         if not 0 < hz <= HZ_MAX:
@@ -98,6 +101,10 @@ class NodeAgent:
         self._period = 1.0 / hz
         self._framer = Framer(region)
         self._queue = FrameQueue() if queue is None else queue
+        self._sending = asyncio.Semaphore(sending)
+        self._flowing = asyncio.Event()
+        """Clear while a frame has to be tried again: what follows it waits."""
+        self._flowing.set()
         self._untold: Counter[bool] = Counter()
         self._stack = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -220,19 +227,42 @@ class NodeAgent:
             self._untold[gone.simulated] += gone.rows
 
     async def _send(self) -> None:
-        while True:
-            topic, frame = await self._queue.take()
-            try:
-                await until_durable(partial(self._publish, topic), frame, self._clock, self._sleep, self._note_retry)
-            except FrameError:
-                self.counters.frames_refused += 1
-            else:
-                self.counters.frames_sent += 1
-                self.counters.rows_sent += frame.rows
-            self._tell_dropped()
-            self._queue.done()
+        """Send what waits, in order; the next does not wait for the answer to the one before, unless that failed."""
+        before = asyncio.Event()
+        before.set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._sending.acquire()
+                await self._flowing.wait()
+                sent = asyncio.Event()
+                group.create_task(self._send_one(await self._queue.take(), before, sent))
+                before = sent
+
+    async def _send_one(self, taken: Waiting, before: asyncio.Event, sent: asyncio.Event) -> None:
+        """Send one frame; a second try waits until all ``before`` it have been sent."""
+        topic, frame, _ = taken
+
+        async def publish(stamped: Frame) -> None:
+            if stamped is not frame:
+                await before.wait()
+            await self._publish(topic, stamped)
+
+        try:
+            await until_durable(publish, frame, self._clock, self._sleep, self._note_retry)
+        except FrameError:
+            self.counters.frames_refused += 1
+        else:
+            self.counters.frames_sent += 1
+            self.counters.rows_sent += frame.rows
+        self._tell_dropped()
+        self._queue.done(taken)
+        await before.wait()
+        sent.set()
+        self._flowing.set()
+        self._sending.release()
 
     def _note_retry(self) -> None:
+        self._flowing.clear()
         self.counters.publish_retries += 1
 
     def _tell_dropped(self) -> None:

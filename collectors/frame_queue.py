@@ -10,8 +10,8 @@ from telemetry_bus import Frame, Topic
 QUEUE_BYTES_MAX = 64 * 1024 * 1024
 """300,000 simulated GPUs make 60 MiB at once; a node of 8 makes some 5 KiB a second."""
 QUEUE_FRAMES_MAX = 64
-"""Sending takes a second where the bus has just gone away, and milliseconds else: this is six seconds at the fastest
-pace, ten readings a second. More waits only where the spool's disk fails too."""
+"""Beside those that are on their way: six seconds at the fastest pace, ten readings a second, which is more than an
+answer takes where the bus has just gone away. More waits only where the spool's disk fails too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class FrameQueue:
         self._events: deque[Waiting] = deque()
         self._rows: deque[Waiting] = deque()
         self._bytes = 0
-        self._held: Waiting | None = None
+        self._held: list[Waiting] = []
         self._changed = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,28 +63,29 @@ class FrameQueue:
 
     def clear(self) -> list[Dropped]:
         """Drop everything, what was taken and is not done included."""
-        if self._held is not None:
-            self._rows.append(self._held)
-            self._bytes += self._held.size
-            self.done()
+        for held in self._held:
+            self._rows.append(held)
+            self._bytes += held.size
+        self._held.clear()
         dropped = [self._drop(lane) for lane in (self._events, self._rows) for _ in range(len(lane))]
         self._idle.set()
         return dropped
 
-    async def take(self) -> tuple[Topic, Frame]:
-        """Take the next frame out, waiting for one; say :meth:`done` afterwards."""
+    async def take(self) -> Waiting:
+        """Take the next frame out, waiting for one; say :meth:`done` of it afterwards. Several may be out."""
         while not len(self):
             self._changed.clear()
             await self._changed.wait()
-        self._held = (self._events or self._rows).popleft()
-        self._bytes -= self._held.size
+        taken = (self._events or self._rows).popleft()
+        self._held.append(taken)
+        self._bytes -= taken.size
         self._idle.clear()
-        return self._held.topic, self._held.frame
+        return taken
 
-    def done(self) -> None:
-        """What was taken needs no more care."""
-        self._held = None
-        if not len(self):
+    def done(self, taken: Waiting) -> None:
+        """It needs no more care."""
+        self._held = [held for held in self._held if held is not taken]
+        if not (len(self) or self._held):
             self._idle.set()
 
     async def drained(self) -> None:

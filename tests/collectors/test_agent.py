@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -29,8 +29,9 @@ from tests.collectors.virtual_time import CountingSource, RecordingBus, VirtualT
 def agent_of(
     source: Source, bus: RecordingBus, time: VirtualTime, hz: float = 1.0, queue: FrameQueue | None = None
 ) -> NodeAgent:
-    """An agent of node-1 in virtual time."""
-    return NodeAgent([source], bus.publish, time, node="node-1", region="eu-1", hz=hz, queue=queue, sleep=time.sleep)
+    """An agent of node-1 in virtual time; one that is given a queue sends one frame at a time."""
+    given: dict[str, Any] = {} if queue is None else {"queue": queue, "sending": 1}
+    return NodeAgent([source], bus.publish, time, node="node-1", region="eu-1", hz=hz, sleep=time.sleep, **given)
 
 
 def powers(frames: list[Frame]) -> list[float]:
@@ -128,14 +129,30 @@ async def test_sampling_goes_on_while_nobody_takes_frames_and_everything_follows
         bus.away = True
         await time.pass_by(1.0)
         await time.pass_by(30.0, sleepers=2)
-        assert agent.queue_depth == 30
+        assert agent.queue_depth == 29  # one is tried again, and the next is behind it
         bus.away = False
-        await time.pass_by(5.0, sleepers=1)
-        frames = await bus.has(Topic.GPU, 37)
+        await time.drive(lambda: bus.count(Topic.GPU) >= 37)
+        frames = bus.frames(Topic.GPU)
         assert agent.counters.publish_retries > 0
         assert agent.counters.rows_dropped == 0
     assert powers(frames)[:37] == [float(index) for index in range(37)]
     assert [frame.manifest[0].seq for frame in frames][:37] == list(range(37))
+
+
+async def test_an_answer_that_takes_longer_than_a_reading_drops_nothing() -> None:
+    """A gateway merges for a quarter of a second: ten readings a second once filled the queue, one behind the other."""
+    time, slow = VirtualTime(), RecordingBus()
+
+    async def publish(topic: Topic, frame: Frame) -> None:
+        await time.sleep(0.35)
+        await slow.publish(topic, frame)
+
+    agent = NodeAgent([CountingSource()], publish, time, node="node-1", hz=10.0, sleep=time.sleep)
+    async with agent:
+        await time.drive(lambda: slow.count(Topic.GPU) >= 60)
+        assert agent.queue_depth == 0
+        assert agent.counters.rows_dropped == 0
+    assert powers(slow.frames(Topic.GPU))[:60] == [float(index) for index in range(60)]
 
 
 async def test_a_frame_that_waited_is_stamped_with_the_moment_it_is_sent() -> None:
@@ -164,9 +181,8 @@ async def test_what_the_bound_forces_out_is_the_oldest_and_is_counted_and_told()
         await time.pass_by(9.0, sleepers=2)
         assert agent.counters.rows_dropped == agent.counters.frames_dropped == 5
         bus.away = False
-        await time.pass_by(5.0)
-        told = (await bus.has(Topic.EVENTS, 1))[0]
-        frames = await bus.has(Topic.GPU, 5)
+        await time.drive(lambda: bus.count(Topic.EVENTS) >= 1 and bus.count(Topic.GPU) >= 5)
+        told, frames = bus.frames(Topic.EVENTS)[0], bus.frames(Topic.GPU)
     first, *others = powers(frames)[:5]
     assert first == 0.0  # it was on its way already
     assert others[0] >= 6.0

@@ -17,7 +17,9 @@ GUARD_SECONDS = 30.0
 
 TURNS = 5
 """Of the loop: from a sleeper that wakes to the last of those whom it wakes."""
-WAITING = frozenset({"VirtualTime.sleep", "Event.wait", "Condition.wait", "Lock.acquire", "TaskGroup.__aexit__"})
+WAITING = frozenset(
+    {"VirtualTime.sleep", "Event.wait", "Condition.wait", "Lock.acquire", "Semaphore.acquire", "TaskGroup.__aexit__"}
+)
 
 
 def _waits(task: "asyncio.Task[object]") -> bool:
@@ -111,6 +113,10 @@ class RecordingBus:
     def frames(self, topic: Topic) -> list[Frame]:
         """What was published on `topic`, as a reader sees it."""
         return [decode(payload) for found, payload in self.published if found is topic]
+
+    def count(self, topic: Topic) -> int:
+        """How many frames were published on `topic`."""
+        return sum(found is topic for found, _ in self.published)
 
     async def has(self, topic: Topic, frames: int) -> list[Frame]:
         """Wait until there are `frames` frames on `topic`."""
