@@ -149,6 +149,8 @@ class Followed:
             self._run_of(self._place.attempt).log(step.metrics, step=step.number, **{**whose, **step.values})
             self.sent += 1
             self._settled = 0
+            if step.is_last:
+                self._finish()
 
     def _run_of(self, attempt: int) -> nantucket.Run:
         if self._run is None or attempt != self._run_attempt:

@@ -31,6 +31,8 @@ class Step:
     number: int
     values: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    is_last: bool = False
+    """Whether the job says that it is done: nothing that follows is missing."""
 
     def add(self, name: str, value: object) -> None:
         """Take a number under the name that the job gave it. What is none is passed over."""
@@ -54,7 +56,7 @@ class Step:
         self.metrics.update(other.metrics)
 
     def __bool__(self) -> bool:
-        return bool(self.values or self.metrics)
+        return bool(self.values or self.metrics or self.is_last)
 
 
 def column_of(name: str) -> str | None:

@@ -46,6 +46,9 @@ def trainer_steps(text: str) -> Iterator[Step]:
     history = whole.get("log_history") if isinstance(whole, dict) else None
     for entry in history if isinstance(history, list) else ():
         if isinstance(entry, dict):
-            named = {("eval/" + name[5:] if name.startswith("eval_") else name): value for name, value in entry.items()}
+            done = "train_runtime" in entry
+            taken = {name: value for name, value in entry.items() if not (done and name == "train_loss")}
+            named = {("eval/" + name[5:] if name.startswith("eval_") else name): value for name, value in taken.items()}
             if (step := step_of(named)) is not None:
+                step.is_last = done
                 yield step

@@ -33,7 +33,7 @@ class Megatron:
         found = _LINE.match(text)
         if found is None:
             return None
-        step = Step(int(found[1]))
+        step = Step(int(found[1]), is_last=int(found[1]) == int(found[2]))
         fields = {}
         for part in found[3].split("|"):
             if (cell := _FIELD.match(part)) is not None:

@@ -30,10 +30,13 @@ class TrainerLines:
         if begin < 0 or end < begin or end - begin > _ENTRY_MAX:
             return None
         entry = _entry(text[begin : end + 1])
-        if "loss" not in entry and "grad_norm" not in entry and not any(name.startswith("eval_") for name in entry):
+        if not (
+            entry.keys() & {"loss", "grad_norm", "train_runtime"} or any(name.startswith("eval_") for name in entry)
+        ):
             return None
         self._counted += "loss" in entry or "grad_norm" in entry
-        step = Step(self._counted if self._shown is None else self._shown)
+        step = Step(self._counted if self._shown is None else self._shown, is_last="train_runtime" in entry)
+        entry.pop("train_loss", None)  # the whole training's average is no step's loss
         for name, value in entry.items():
             step.add("eval/" + name[5:] if name.startswith("eval_") else name, value)
         return step

@@ -176,6 +176,24 @@ async def test_a_collector_that_is_away_costs_nothing(tmp_path: Path) -> None:
     assert [step for _, step, _ in made.rows()] == [1, 2, 3]
 
 
+async def test_a_job_that_says_that_it_is_done_has_ended(collector: Collector) -> None:
+    """Its last iteration ends it, so that nobody is paged because no more come; a later start begins anew."""
+    log = collector.folder / "megatron.log"
+    line = " iteration {}/ 30 | lm loss: 2.5E+00 | grad norm: 0.7 | number of skipped iterations: 0 |\n"
+    async with talking("follow", collector.words(str(log))) as follow:
+        await following(follow)
+        log.write_text("".join(line.format(step) for step in (10, 20, 30)))
+        await collector.steps([10, 20, 30])
+        async with asyncio.timeout(WAIT_SECONDS):
+            while [row["kind"] for row in collector.recorder.rows(Topic.EVENTS)] != ["job_start", "job_end"]:
+                await asyncio.sleep(0.05)
+        with log.open("a") as file:
+            file.write(line.format(10))
+        await collector.steps([10, 20, 30, 10])
+        assert await stopped(follow) == 0
+    assert len({attempt for attempt, _, _ in collector.rows()}) == 2
+
+
 def test_places_are_in_order() -> None:
     """Attempt, step, and entry within the step."""
     places = [Place()]

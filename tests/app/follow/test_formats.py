@@ -106,7 +106,9 @@ def test_trainer_lines_have_the_step_of_the_progress_bar_else_their_own_number()
         (2, {"loss": 0.0, "grad_norm": NAN, "lr": 5e-05}),
         (41, {"loss": 2.163, "grad_norm": NAN, "lr": 9.966e-05}),
         (41, {}),
+        (41, {}),
     ]
+    assert [step.is_last for step in steps] == [False] * 4 + [True]
     assert steps[2].metrics == {"entropy": -1.177, "epoch": 0.3556}
     assert steps[3].metrics == {"eval/loss": 1.25, "eval/runtime": 3.5, "epoch": 1.0}
 
