@@ -33,6 +33,22 @@ class Options(NamedTuple):
     comm_hook: bool = False
 
 
+class ForwardHook:
+    """The hook on the model, which goes where the model goes: a copy of it, or what was saved of it, is not watched."""
+
+    def __init__(self, look: Callable[..., None] | None = None) -> None:
+        self._look = look
+
+    def __call__(self, model: Any, inputs: Any, output: Any) -> None:
+        """Look at an output."""
+        if self._look is not None:
+            self._look(model, inputs, output)
+
+    def __reduce__(self) -> tuple[type[ForwardHook], tuple[()]]:
+        """What pickle and ``copy.deepcopy`` make of it: a hook that looks at nothing."""
+        return ForwardHook, ()
+
+
 class Watch:
     """A model that is watched. Made by :meth:`Run.watch <nantucket.Run.watch>`; :meth:`close` takes its hooks away."""
 
@@ -116,7 +132,7 @@ class Watch:
     def _attach(self) -> None:
         for index, (_, parameter) in enumerate(self._watched):
             self._hooks.append(parameter.register_post_accumulate_grad_hook(self._marker(index)))
-        self._hooks.append(self._model.register_forward_hook(self._guarded(self._forward)))
+        self._hooks.append(self._model.register_forward_hook(ForwardHook(self._guarded(self._forward))))
         if self._optimizer is not None:
             self._hooks.append(self._optimizer.register_step_post_hook(self._guarded(self._stepped)))
         if self._options.comm_hook and not hook_reduction(

@@ -5,6 +5,8 @@ What PyTorch itself says of every step is printed.
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import math
 import sys
@@ -69,6 +71,8 @@ def train(scene: str, run: Any, watched: bool) -> None:
         handle = run.watch(net, optimizer, scaler=scaler, layers_every=layers, update_every=1)
     for step in range(STEPS):
         say(scene=scene, **one_step(scene, step, net, stepping, optimizer, scaler, run))
+        if scene == "adamw" and step == 5:
+            copies(net)
         if scene == "closed" and step == 4 and handle is not None:
             handle.close()
             say(
@@ -76,6 +80,16 @@ def train(scene: str, run: Any, watched: bool) -> None:
                 hooks=[bool(p._post_accumulate_grad_hooks) for p in net.parameters()],
                 forward=len(net._forward_hooks),
             )
+
+
+def copies(net: nn.Module) -> None:
+    """A job copies its model (for an average of its weights) and saves it whole: neither copy is watched."""
+    averaged = copy.deepcopy(net)
+    saved = io.BytesIO()
+    torch.save(net, saved)
+    saved.seek(0)
+    for other in (averaged, torch.load(saved, weights_only=False)):
+        other(torch.zeros(2, 8)).mean().backward()
 
 
 def one_step(
