@@ -48,6 +48,7 @@ async def follow_command(options: FollowOptions, *, as_json: bool) -> int:
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, asked.set)
     await asyncio.to_thread(follower.look)
+    _say(as_json, {"watching": len(follower.files)})
     while not (options.once or asked.is_set()):
         try:
             async with asyncio.timeout(LOOK_SECONDS):

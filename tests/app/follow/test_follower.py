@@ -72,7 +72,7 @@ def write(path: Path, *steps: int, mode: str = "a") -> None:
 
 async def following(follow: Talking) -> None:
     """Wait until it has looked at what is there."""
-    await asyncio.sleep(1.5)
+    await follow.line(lambda said: "watching" in said, READY_SECONDS)
 
 
 async def stopped(follow: Talking) -> int:
@@ -217,7 +217,7 @@ async def test_a_nan_in_a_log_is_paged_and_accuses_no_rank(machine: Machine) -> 
     url = f"unix://{machine.folder}/collector.sock"
     words = ["app.cli", "follow", "--json", "--state", str(machine.folder), "--url", url, "--job", "gpt", str(log)]
     async with talking("follow", words) as follow:
-        await asyncio.sleep(1.0)
+        await following(follow)
         with log.open("a") as file:
             for step in range(10, 200, 10):
                 file.write(line.format(step, "nan" if step == 190 else "0.7"))
