@@ -427,7 +427,12 @@ SECRET_KEYS = frozenset(
     }
 )
 """Keys whose value a message never shows; all below ``receivers`` besides."""
-FOREIGN = frozenset({"NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"})
+FOREIGN = frozenset(
+    {
+        *("NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_TOKEN_FILE", "NANTUCKET_ATTEMPT", "NANTUCKET_STACK_SECONDS"),
+        *("NANTUCKET_VERDICTS", "NANTUCKET_VERDICT_KEY", "NANTUCKET_VERDICT_KEY_FILE", "NANTUCKET_CONFIG"),
+    }
+)
 """Variables with our prefix that are not keys: the SDK's, and the path of the file itself."""
 
 

@@ -206,7 +206,8 @@ def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, v
 
 def test_variables_of_the_sdk_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell that is set up for training may start `nantucket` too."""
-    for name in ("NANTUCKET_URL", "NANTUCKET_TOKEN", "NANTUCKET_ATTEMPT", "NANTUCKET_CONFIG"):
+    jobs = ("URL", "TOKEN", "TOKEN_FILE", "ATTEMPT", "STACK_SECONDS", "VERDICTS", "VERDICT_KEY", "VERDICT_KEY_FILE")
+    for name in (*(f"NANTUCKET_{each}" for each in jobs), "NANTUCKET_CONFIG"):
         monkeypatch.setenv(name, "x")
     assert isinstance(load(None, {}), Settings)
 

@@ -270,6 +270,21 @@ async def test_a_wrong_token_is_said_once_and_shown_nowhere(tmp_path: Path) -> N
     assert "Secret(***)" in out
 
 
+async def test_a_token_may_be_in_a_file(tmp_path: Path) -> None:
+    """As a secret is mounted, with a line's end behind it; a file that is not there is said, and no token is sent."""
+    recorder = Recorder()
+    await asyncio.to_thread((tmp_path / "token").write_text, CREDENTIALS.token("j") + "\n")
+    code = "run = nantucket.init('j')\nrun.log(step=1)\nrun.finish(2)\nprint(run.dropped)\n"
+    listening = {"credentials": CREDENTIALS, "require_token": True}
+    async with listener_at(tmp_path / "c.sock", recorder, **listening):
+        place = {"NANTUCKET_URL": f"unix://{tmp_path}/c.sock"}
+        taken = await run_job(code, place | {"NANTUCKET_TOKEN_FILE": str(tmp_path / "token")})
+        _, _, err = await run_job(code, place | {"NANTUCKET_TOKEN_FILE": str(tmp_path / "nothing")})
+    assert taken == (0, "0\n", "")
+    assert err.count("NANTUCKET_TOKEN_FILE cannot be read: No such file or directory") == 1
+    assert len(recorder.rows(Topic.TRAIN)) == 1
+
+
 async def test_on_a_port_the_jobs_token_lets_it_in(tmp_path: Path) -> None:
     """The same protocol over a loopback port, with the job's credential."""
     recorder = Recorder()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Union
 
 from nantucket._say import Voice
+from nantucket._secret import from_environment
 from nantucket._verdict import Judge, NotBelieved, Verdict, key_of
 
 Agree = Callable[[Sequence[int]], Sequence[int]]
@@ -140,7 +141,7 @@ def make_heed(
     if not callable(wish) and wish not in WISHES:
         voice.once("wish", "on_divergence: expected %s or a function; no verdict is heeded", ", ".join(WISHES))
         return Heed(None, None, voice, tell)
-    given = key if key is not None else environment.get("NANTUCKET_VERDICT_KEY")
+    given = key if key is not None else from_environment("NANTUCKET_VERDICT_KEY", environment, voice)
     try:
         judge = Judge(key_of(given or ""), job, attempt)
     except ValueError as error:

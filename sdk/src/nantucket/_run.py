@@ -21,7 +21,7 @@ from nantucket._life import Life
 from nantucket._pulse import STACK_SECONDS, Pulse
 from nantucket._readback import LaterCall, Readback, is_on_device
 from nantucket._say import Voice
-from nantucket._secret import Secret
+from nantucket._secret import Secret, from_environment
 from nantucket._sender import COUNTED, Later, Sender
 from nantucket._values import PLAIN_TYPES, plain
 from nantucket._verdict import Verdict
@@ -334,8 +334,9 @@ def init(
     """Start to report this process as ``rank`` of ``job``. It never raises and does not wait for the collector.
 
     ``rank`` and ``world_size`` default to the launcher's (torchrun, Slurm, MPI), ``attempt`` to ``NANTUCKET_ATTEMPT``
-    or the launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN``. ``node``
-    and ``region`` default to the collector's; ``uuid`` is this rank's GPU. ``dp, tp, pp, ep`` are its coordinates: by
+    or the launcher's, ``url`` to ``NANTUCKET_URL`` or :func:`default_url`, ``token`` to ``NANTUCKET_TOKEN`` or what is
+    in the file that ``NANTUCKET_TOKEN_FILE`` names. ``node`` and ``region`` default to the collector's; ``uuid`` is
+    this rank's GPU. ``dp, tp, pp, ep`` are its coordinates: by
     default those in ``mesh``, a PyTorch ``DeviceMesh`` with names, else those of Megatron-LM where it is set up.
 
     ``on_divergence`` says what :meth:`Run.heed` does when Nantucket tells the job to stop: ``"shadow"``, ``"raise"``,
@@ -415,7 +416,7 @@ def _url_of(given: object) -> Callable[[], str]:
 
 
 def _token_of(given: object, voice: Voice) -> Secret | None:
-    raw = given if given is not None else os.environ.get("NANTUCKET_TOKEN") or None
+    raw = given if given is not None else from_environment("NANTUCKET_TOKEN", os.environ, voice)
     if raw is None:
         return None
     text = raw.strip() if isinstance(raw, str) else ""
