@@ -166,7 +166,7 @@ async def test_a_real_prometheus_writes_what_it_scraped(service_binary: Callable
         assert row["energy_joules"] is None or 5_000_000 < row["energy_joules"] < 5_001_000
     drawn = [row["dram_active_ratio"] for row in rows]
     assert any(value is not None and value != value for value in drawn)  # noqa: PLR0124  a NaN is not itself
-    assert counters.absent == stale
+    assert counters.absent >= stale  # a scrape that comes too late on a busy machine makes every series stale
     assert counters.unmapped[Unmapped.UNKNOWN_NAME] > 0
     assert {status for (_, status), _ in counters.requests.items()} == {204}
 
