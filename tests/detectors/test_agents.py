@@ -256,7 +256,7 @@ class Scene:
 
         async def beyond() -> bool:
             reached = self.bus.asked_to_commit if but_refused else await self.committed()
-            return reached.get(topic, 0) > offset
+            return reached.get(topic, -1) > offset
 
         await until(beyond)
 
